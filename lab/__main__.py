@@ -1,0 +1,62 @@
+"""`python3 -m lab`: the command line of the lab."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+from lab import paths
+from lab.errors import LabError
+from lab.images import images
+from lab.releases import RELEASES
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m lab", description="Boot real Xen under QEMU and run jobs in it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    build = commands.add_parser("images", help="build what is missing in the cache")
+    build.add_argument("--release", choices=[*RELEASES, "all"], default="all")
+
+    run = commands.add_parser("run", help="run lab/jobs/JOB.py in dom0; the exit status is the job's")
+    run.add_argument("--release", choices=RELEASES, default="bookworm")
+    run.add_argument("--guest", choices=("pv", "pvh"), help="kind of guest (default: pv on bookworm, pvh on trixie)")
+    run.add_argument("--timeout", type=float, default=420, metavar="S", help="seconds the job may take (default: 420)")
+    run.add_argument("--keep", action="store_true", help="afterwards, a shell in dom0 on this terminal")
+    run.add_argument("job", metavar="JOB", help="a file in lab/jobs, without .py")
+    run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+
+    shell = commands.add_parser("shell", help="a shell in dom0 on this terminal")
+    shell.add_argument("--release", choices=RELEASES, default="bookworm")
+    shell.add_argument("--guest", choices=("pv", "pvh"))
+
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        if options.command == "images":
+            for release in RELEASES.values() if options.release == "all" else [RELEASES[options.release]]:
+                print(images(release).directory)
+            return 0
+        from lab import run as runs
+
+        release = RELEASES[options.release]
+        if options.command == "shell":
+            return runs.shell(release, options.guest or release.guest)
+        return runs.run(
+            release,
+            options.guest or release.guest,
+            options.job,
+            options.arguments,
+            timeout=options.timeout,
+            keep=options.keep,
+        )
+    except LabError as error:
+        paths.progress(str(error))
+        return 70
+    except KeyboardInterrupt:
+        paths.progress("interrupted")
+        return 130
+
+
+sys.exit(main())

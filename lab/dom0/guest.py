@@ -1,0 +1,202 @@
+"""A guest domain, from `xl create` to `xl destroy`, and commands run in it.
+
+What jobs are written against. Calls `xl`, the guest's console (`lab.dom0.console`) and `lab.dom0.overlay` for its files.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.dom0 import overlay
+from lab.dom0.console import Answer, Console, ConsoleClosed
+from lab.dom0.places import GUEST_KIND, RESULTS
+from lab.dom0.xl import XlError, xenstore_read, xl
+
+__all__ = ["Command", "Guest", "GuestError", "GuestTimeout", "Result"]
+
+_ANSWERS = re.compile(r"^@lab begin .*?^@lab end \d+\n", re.MULTILINE | re.DOTALL)
+
+
+class GuestError(Exception):
+    """A guest did not do what it was asked to; the text ends with the last lines of its console."""
+
+
+class GuestTimeout(GuestError, TimeoutError):
+    """A command in a guest took too long; it was killed."""
+
+
+class Result(NamedTuple):
+    """How a command ended: its exit status (128 + n if signal n ended it) and what it printed, standard error included."""
+
+    status: int
+    output: str
+
+
+class Command:
+    """A command in a guest, running or done. Its output grows in the guest's file `output_path`."""
+
+    def __init__(self, guest: Guest, text: str, number: int) -> None:
+        self._guest, self._number = guest, number
+        self.text = text
+        self.output_path = f"/run/lab/{number}.out"
+
+    @property
+    def done(self) -> bool:
+        return self._guest._console_or_error().answered(self._number)
+
+    def pid(self) -> int:
+        """Its process id in the guest: the shell's, or that of the program if the command begins with `exec`."""
+        return int(self._guest.run(f"cat /run/lab/{self._number}.pid").output)
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._guest.run(f"cat {self.output_path}").output
+
+    def wait(self, timeout: float = 60) -> Result:
+        """Wait for its end. GuestTimeout after `timeout` seconds (it keeps running), GuestError if the domain ended."""
+        try:
+            answer = self._guest._console_or_error().wait(self._number, time.monotonic() + timeout)
+        except ConsoleClosed:
+            raise self._guest._error(f"the domain ended while {self.text!r} ran") from None
+        if answer is None:
+            raise self._guest._error(f"{self.text!r} was not done after {timeout:g} s", GuestTimeout)
+        return _result(answer)
+
+    def kill(self) -> None:
+        """Kill it and its children with SIGKILL."""
+        self._guest._console_or_error().kill(self._number)
+
+
+class Guest:
+    """A guest domain that this job made. `with` destroys it at the end."""
+
+    def __init__(self, name: str, domid: int) -> None:
+        self.name = name
+        self.domid = domid
+        self._console: Console | None = None
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        *,
+        kind: str = GUEST_KIND,
+        memory: int = 256,
+        vcpus: int = 1,
+        cmdline_extra: str = "",
+        config_extra: str = "",
+        files: Mapping[str, Path | bytes] = {},
+        paused: bool = False,
+        timeout: float = 60,
+    ) -> Guest:
+        """Create a guest and wait until its shell answers, or leave it paused.
+
+        `kind` is "pv" or "pvh" (default: what the run asked for), `memory` in MiB, `cmdline_extra` goes to its kernel,
+        `config_extra` is xl.cfg text, `files` are added to its image. GuestError with the console's tail after `timeout` seconds.
+        """
+        config = Path(f"/run/lab/{name}.cfg")
+        kernel, ramdisk = overlay.kernel(), overlay.ramdisk(files)
+        config.write_text(
+            f'name = "{name}"\ntype = "{kind}"\nmemory = {memory}\nvcpus = {vcpus}\n'
+            f'kernel = "{kernel}"\nramdisk = "{ramdisk}"\n'
+            f'extra = "console=hvc0 rdinit=/init oops=panic loglevel=5 {cmdline_extra}"\n'
+            f'on_poweroff = "destroy"\non_reboot = "destroy"\non_crash = "destroy"\n{config_extra}\n'
+        )
+        xl("create", *(["-p"] if paused else []), str(config), timeout=timeout)
+        guest = cls(name, int(xl("domid", name)))
+        if not paused:
+            try:
+                guest._connect(time.monotonic() + timeout)
+            except BaseException:
+                guest.destroy()
+                raise
+        return guest
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.destroy()
+
+    def __repr__(self) -> str:
+        return f"<Guest {self.name} domid={self.domid}>"
+
+    def unpause(self, timeout: float = 60) -> None:
+        """Let a guest created paused run, and wait until its shell answers."""
+        xl("unpause", str(self.domid))
+        if self._console is None:
+            self._connect(time.monotonic() + timeout)
+
+    def pause(self) -> None:
+        xl("pause", str(self.domid))
+
+    def run(self, command: str, timeout: float = 60) -> Result:
+        """Run shell commands as root and wait for their end. GuestTimeout after `timeout` seconds: they are killed then."""
+        started = self.start(command)
+        try:
+            return started.wait(timeout)
+        except GuestTimeout:
+            started.kill()
+            raise
+
+    def check(self, command: str, timeout: float = 60) -> str:
+        """`run`, and GuestError unless the exit status is 0; returns what was printed."""
+        status, output = self.run(command, timeout)
+        if status:
+            raise GuestError(f"{self.name}: {command!r} ended with {status}:\n{output}")
+        return output
+
+    def start(self, command: str) -> Command:
+        """Start shell commands in the background, beside others."""
+        try:
+            return Command(self, command, self._console_or_error().start(command))
+        except ConsoleClosed:
+            raise self._error("the domain has ended") from None
+
+    def console_log(self) -> str:
+        """All the guest's kernel and init have written to the console so far, without the answers to commands."""
+        try:
+            text = (RESULTS / "console" / f"guest-{self.name}.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return _ANSWERS.sub("", text.replace("\r", ""))
+
+    def destroy(self) -> None:
+        """End the domain at once, as `xl destroy`; nothing happens if it has ended already."""
+        try:
+            xl("destroy", str(self.domid))
+        except XlError:
+            if xenstore_read(f"/local/domain/{self.domid}/domid") is not None:
+                raise
+        if self._console is not None:
+            self._console.close()
+
+    def _connect(self, deadline: float) -> None:
+        while (pty := xenstore_read(f"/local/domain/{self.domid}/console/tty")) is None:
+            if time.monotonic() > deadline:
+                raise self._error("xenconsoled gave it no console")
+            time.sleep(0.05)
+        self._console = Console(pty)
+        try:
+            ready = self._console.wait_ready(deadline)
+        except ConsoleClosed:
+            ready = False
+        if not ready:
+            raise self._error("its shell did not answer")
+
+    def _console_or_error(self) -> Console:
+        if self._console is None:
+            raise GuestError(f"{self.name} is paused and has not run yet")
+        return self._console
+
+    def _error(self, reason: str, kind: type[GuestError] = GuestError) -> GuestError:
+        tail = "\n".join(f"    {line}" for line in self.console_log().splitlines()[-25:])
+        return kind(f"{self.name} (domain {self.domid}): {reason}. Its console ends:\n{tail}")
+
+
+def _result(answer: Answer) -> Result:
+    return Result(answer.status, answer.output.decode(errors="replace"))

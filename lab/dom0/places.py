@@ -1,0 +1,34 @@
+"""Where things lie inside dom0, and what this run was asked to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+__all__ = ["BIN", "GUEST_KIND", "IMAGES", "PROJECT", "RELEASE", "RESULTS", "request"]
+
+PROJECT = Path("/opt/project")
+"""A snapshot of the checkout: src, lab, tests, benchmarks, examples, and bin (the host's build/lab/bin)."""
+
+BIN = PROJECT / "bin"
+"""Programs built on the host for this run; guests have them in /opt/bin, which is on their PATH."""
+
+RESULTS = Path("/results")
+"""The results directory on the host: what a job writes here stays."""
+
+IMAGES = Path("/images")
+"""The cached images on the host, read-only."""
+
+
+def request() -> dict[str, object]:
+    """What the host asked for; empty in an interactive shell."""
+    try:
+        found: dict[str, object] = json.loads((PROJECT / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return found
+
+
+RELEASE = str(request().get("release", ""))
+GUEST_KIND = str(request().get("guest", "pv"))
+"""The kind of guest this run wants: "pv" or "pvh"."""

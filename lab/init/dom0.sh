@@ -1,0 +1,54 @@
+#!/bin/sh
+# dom0's init: mounts, modules, Xen's toolstack, then the job (lab.dom0.main) or a shell, then power off.
+# It is added to the initramfs at each run, with the project at /opt/project.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export HOME=/root LANG=C.UTF-8 PYTHONPATH=/opt/project/src:/opt/project PYTHONFAULTHANDLER=1
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm /run /tmp /results /images
+mount -t devpts devpts /dev/pts # xenconsoled needs it
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /tmp
+mkdir -p /run/lock /run/xen /var/log/xen /var/lib/xen
+for module in virtio_pci 9pnet_virtio 9p xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs; do
+    modprobe "$module" || echo "lab: modprobe $module failed"
+done
+mount -t xenfs xenfs /proc/xen
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 results /results || echo "lab: no results share"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro images /images || echo "lab: no images share"
+stage() { echo "$1" > /results/.stage; }
+
+stage "starting xenstored"
+XEN=$(echo /usr/lib/xen-4.*/bin)
+export PATH="$XEN:$PATH"
+mkdir -p /results/console
+ulimit -n 65536
+xenstored --pid-file=/run/xen/xenstored.pid
+n=0
+until xenstore-read -s / > /dev/null 2>&1; do
+    n=$((n + 1))
+    [ $n -gt 300 ] && { stage "xenstored did not start"; break; }
+    sleep 0.1
+done
+stage "initialising dom0"
+xen-init-dom0
+xenconsoled --log=all --log-dir=/results/console --pid-file=/run/xen/xenconsoled.pid
+hostname dom0
+ip link set lo up
+
+cd /opt/project
+if grep -q '"job"' run.json; then
+    stage "running the job"
+    python3 -m lab.dom0.main > /results/job.log 2>&1
+    echo $? > /results/.status.new && mv /results/.status.new /results/.status
+fi
+if [ -e interactive ]; then
+    stage "shell"
+    echo "lab: a shell in dom0. exit, or Ctrl-A x, ends it. Results: /results. Project: /opt/project."
+    setsid -c bash -l < /dev/hvc0 > /dev/hvc0 2>&1
+fi
+echo o > /proc/sysrq-trigger
+sleep 60

@@ -1,0 +1,48 @@
+"""Where Debian packages come from: the mirrors and download settings of the host's own apt configuration.
+
+Called by `lab.images`. The lab has no mirror of its own to prefer; a host that is not Debian sets XENGRANT_LAB_MIRROR.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+from lab.errors import LabError
+
+__all__ = ["apt_options", "sources"]
+
+_ADVICE = "set XENGRANT_LAB_MIRROR to the address of a Debian mirror (and XENGRANT_LAB_SECURITY_MIRROR, if wanted)"
+
+
+def sources(release: str) -> list[str]:
+    """The sources.list lines for a release, from the mirrors this host uses for its own Debian release."""
+    main, security = os.environ.get("XENGRANT_LAB_MIRROR"), os.environ.get("XENGRANT_LAB_SECURITY_MIRROR")
+    if not main:
+        for label, uri in _configured():
+            if label == "Debian":
+                main = main or uri
+            elif label == "Debian-Security":
+                security = security or uri
+    if not main:
+        raise LabError(f"apt on this host knows no Debian mirror: {_ADVICE}")
+    lines = [f"deb {main} {release} main"]
+    if security:
+        lines.append(f"deb {security} {release}-security main")
+    return lines
+
+
+def apt_options() -> list[str]:
+    """The host's own settings on how to download (proxies, date checks), as mmdebstrap arguments."""
+    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
+    kept = [line for line in dump.splitlines() if "::IndexTargets" not in line and not line.endswith(' "";')]
+    return [f"--aptopt={line.removesuffix(';')}" for line in kept]
+
+
+def _configured() -> list[tuple[str, str]]:
+    command = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except FileNotFoundError:
+        raise LabError(f"this host has no apt: {_ADVICE}, and install mmdebstrap") from None
+    return [(label, uri) for label, _, uri in (line.partition(" ") for line in found.splitlines())]

@@ -1,0 +1,44 @@
+"""Which Debian releases the lab boots, and which packages make up each image. Data only: no behaviour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RELEASES", "Release"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One Debian release: the Xen it ships, and the kind of guest a job gets when it does not ask for one."""
+
+    name: str
+    xen: str
+    guest: str
+
+    @property
+    def kernel_packages(self) -> tuple[str, ...]:
+        return (f"xen-hypervisor-{self.xen}-amd64", "linux-image-amd64")
+
+    @property
+    def _libraries(self) -> tuple[str, ...]:
+        return ("libxengnttab1", "libxenevtchn1", "libxenstore4", f"libxenmisc{self.xen}")
+
+    @property
+    def dom0_packages(self) -> tuple[str, ...]:
+        return ("python3", "kmod", f"xen-utils-{self.xen}", "xenstore-utils", "procps", "iproute2", *self._libraries)
+
+    @property
+    def guest_packages(self) -> tuple[str, ...]:
+        return ("busybox-static", "python3", *self._libraries)
+
+
+RELEASES = {
+    "bookworm": Release("bookworm", xen="4.17", guest="pv"),
+    "trixie": Release("trixie", xen="4.20", guest="pvh"),
+}
+
+# Loaded by each init; the rest is what these need. Built-in ones are no error.
+_XEN_MODULES = ("xen-evtchn", "xen-gntdev", "xen-gntalloc", "xen-privcmd", "xenfs")
+_VIRTIO_MODULES = ("virtio", "virtio_ring", "virtio_pci", "virtio_pci_legacy_dev", "virtio_pci_modern_dev")
+DOM0_MODULES = (*_XEN_MODULES, *_VIRTIO_MODULES, "9p", "9pnet", "9pnet_virtio", "netfs", "fscache")
+GUEST_MODULES = (*_XEN_MODULES, "xen-blkfront")

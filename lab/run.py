@@ -1,0 +1,170 @@
+"""One run: boots a machine, shows what the job prints as it prints it, and says in plain words how it ended.
+
+Called by `python3 -m lab`. dom0 reports through files in the results directory, which both see (9p): `.stage` what its init is
+doing, `job.log` the job's output, `.status` its exit status.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lab import paths, tools
+from lab.cpio import CpioWriter
+from lab.errors import LabError
+from lab.images import images
+from lab.machine import Machine
+from lab.releases import Release
+
+__all__ = ["run", "shell"]
+
+BOOT_SECONDS = 120
+"""How long Xen, dom0 and its toolstack may take; about 15 s on two idle cores."""
+
+_EXPORTED = ("src", "lab", "tests", "benchmarks", "examples")
+_NOISE = re.compile(r"(^|/)(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
+_PANIC = re.compile(r"Kernel panic|Panic on CPU|Domain 0 crashed|BUG: unable|general protection fault|FATAL TRAP")
+
+
+def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout: float, keep: bool) -> int:
+    """Run lab/jobs/JOB.py in dom0. Returns its exit status; raises LabError for whatever kept it from having one."""
+    if not (paths.LAB / "jobs" / f"{job}.py").is_file():
+        known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
+        raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
+    request = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
+    with _started(release, request, job, interactive=keep) as (machine, results, booting):
+        if keep:
+            machine.wait()
+            return int(_read(results / ".status") or 70)
+        output = _Output(results / "job.log", release.name)
+        try:
+            booted = _wait_for_job(machine, results, booting)
+            return _follow(machine, results, output, timeout, booted - booting)
+        finally:
+            output.show()
+
+
+def shell(release: Release, guest: str) -> int:
+    """An interactive shell in dom0, with the project and the lab's Python at hand."""
+    with _started(release, {"guest": guest, "release": release.name}, "shell", interactive=True) as (machine, _, _booting):
+        machine.wait()
+    return 0
+
+
+@contextmanager
+def _started(
+    release: Release, request: dict[str, object], name: str, *, interactive: bool
+) -> Iterator[tuple[Machine, Path, float]]:
+    """A machine, its results directory and when it was started. One at a time on this host."""
+    tools.need(build=False)
+    built = images(release)
+    with ExitStack() as stack:
+        stack.enter_context(paths.exclusive("machine", "another run of the lab to end"))
+        results = paths.results(release.name, name)
+        shutil.rmtree(results, ignore_errors=True)
+        results.mkdir(parents=True)
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xengrant-lab-")))
+        if interactive and sys.stdin.isatty():
+            stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
+        overlay = _overlay(request, interactive=interactive)
+        paths.progress(f"booting Xen {release.xen} and Debian {release.name}; log: {results / 'boot.log'}")
+        booting = time.monotonic()
+        yield stack.enter_context(Machine(built, overlay, results, work, interactive=interactive)), results, booting
+
+
+def _overlay(request: dict[str, object], *, interactive: bool) -> bytes:
+    """What is appended to dom0's image: its init, and a snapshot of the project at /opt/project."""
+    out = io.BytesIO()
+    with CpioWriter(out) as archive:
+        archive.file("init", (paths.LAB / "init" / "dom0.sh").read_bytes(), mode=0o755)
+        for name in _EXPORTED:
+            if (paths.CHECKOUT / name).is_dir():
+                archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, lambda path: not _NOISE.search(str(path)))
+        programs = paths.CHECKOUT / "build" / "lab" / "bin"
+        if programs.is_dir():
+            archive.tree("opt/project/bin", programs)
+        archive.file("opt/project/run.json", json.dumps(request).encode())
+        if interactive:
+            archive.file("opt/project/interactive", b"")
+    return out.getvalue()
+
+
+def _wait_for_job(machine: Machine, results: Path, booting: float) -> float:
+    """Wait until dom0's init starts the job; returns when that was."""
+    while _read(results / ".stage") != "running the job":
+        reason = ""
+        if machine.ended():
+            reason = "the machine stopped while booting"
+        elif time.monotonic() - booting > BOOT_SECONDS:
+            reason = f"dom0 did not come up within {BOOT_SECONDS} s"
+        if reason:
+            raise LabError(_explain(machine, results, reason))
+        time.sleep(0.05)
+    return time.monotonic()
+
+
+def _follow(machine: Machine, results: Path, output: _Output, timeout: float, boot_time: float) -> int:
+    started = time.monotonic()
+    while True:
+        status = _read(results / ".status")
+        output.show()
+        taken = time.monotonic() - started
+        if status:
+            output.show()
+            paths.progress(f"boot {boot_time:.1f} s, job {taken:.1f} s, exit status {status}; results: {results}")
+            return int(status)
+        if machine.ended():
+            raise LabError(_explain(machine, results, f"the machine stopped {taken:.0f} s into the job"))
+        if taken > timeout:
+            raise LabError(_explain(machine, results, f"the job was not done within {timeout:g} s and was stopped"))
+        time.sleep(0.05)
+
+
+class _Output:
+    """The job's log, shown line by line as it grows."""
+
+    def __init__(self, log: Path, prefix: str) -> None:
+        self._log, self._prefix, self._shown, self._partial = log, prefix, 0, b""
+
+    def show(self) -> None:
+        try:
+            with open(self._log, "rb") as log:
+                log.seek(self._shown)
+                new = log.read()
+        except FileNotFoundError:
+            return
+        self._shown += len(new)
+        *lines, self._partial = (self._partial + new).split(b"\n")
+        for line in lines:
+            print(f"{self._prefix} | {line.decode(errors='replace')}", flush=True)
+
+
+def _explain(machine: Machine, results: Path, reason: str) -> str:
+    """The reason, and the part of the boot log that shows it: around a panic if there is one, else its end."""
+    lines = machine.boot_log.read_text(errors="replace").splitlines() if machine.boot_log.exists() else []
+    panic = next((number for number, line in enumerate(lines) if _PANIC.search(line)), None)
+    shown = lines[-25:] if panic is None else lines[max(0, panic - 5) : panic + 25]
+    if panic is not None:
+        reason += f": {lines[panic].strip()}"
+    stage = _read(results / ".stage") or "booting"
+    parts = [f"{reason} (dom0 was {stage})", *(f"    {line}" for line in shown)]
+    if machine.complaints():
+        parts.append(f"QEMU says: {machine.complaints()[-1000:]}")
+    parts.append(f"everything: {results}")
+    return "\n".join(parts)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,39 @@
+"""The host's own programs: which Debian packages the lab needs, and installing those that are missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from lab.errors import LabError
+from lab.paths import progress
+
+__all__ = ["need"]
+
+# What is looked for (a program, or a file given by its path), and the package that brings it.
+_BUILD = {"mmdebstrap": "mmdebstrap", "depmod": "kmod", "zstd": "zstd"}
+_RUN = {"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "/usr/share/seabios/bios-256k.bin": "seabios"}
+
+
+def need(*, build: bool) -> None:
+    """Make sure that QEMU, and with `build` what makes images, is there: installs it if this is root, else says what to do."""
+    wanted = {**_RUN, **(_BUILD if build else {})}
+    missing = sorted({package for thing, package in wanted.items() if not _present(thing)})
+    if not missing:
+        return
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *missing]
+    if os.geteuid() != 0:
+        raise LabError(f"these Debian packages are missing: run as root, or first run: sudo {' '.join(command)}")
+    progress(f"installing {' '.join(missing)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for step in (["apt-get", "update"], command):
+        done = subprocess.run(step, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"{' '.join(step)} failed:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+
+
+def _present(thing: str) -> bool:
+    if thing.startswith("/"):
+        return os.path.exists(thing)
+    return shutil.which(thing, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
