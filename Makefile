@@ -1,0 +1,41 @@
+# Everything a developer types. `make demo` and `make test` set themselves up; see CONTRIBUTING.md.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint test-xen test-xen-long mutants bench wheel clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml setup.py src/xengrant/_native.c
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,rich]'
+	@touch $@
+
+demo: $(READY)  ## two domains share pages on an embedded machine, step by step
+	$(BIN)/xengrant demo
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: $(READY) lint  ## everything that needs no QEMU
+	$(BIN)/pytest
+
+mutants: $(READY)  ## break the code once for each conformance case and see the case fail
+	$(BIN)/python -m tests.mutations
+
+test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
+	$(BIN)/python -m lab test
+
+bench: $(READY)  ## the loops of Python and of C side by side on real Xen
+	$(BIN)/python -m benchmarks.run
+
+wheel: $(READY)  ## one abi3 wheel in dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## what was built here; the lab's images are in ~/.cache/xengrant
+	rm -rf build dist $(VENV) src/*.egg-info src/xengrant/*.so
