@@ -1,0 +1,133 @@
+"""One small interface to the files of /dev/xen, whichever machine serves them.
+
+`Device` is one open file: the Linux kernel's (`kernel.py`) or an embedded machine's (`socket.py`). `System` is where
+devices come from. Everything above asks only these two and cannot tell which machine it has.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from xengrant.errors import InterfaceClosed
+
+if TYPE_CHECKING:
+    from xengrant.memory import Mapping
+
+__all__ = ["Device", "Pointer", "System", "open_system"]
+
+
+@dataclass(slots=True, frozen=True)
+class Pointer:
+    """A u64 at byte `at` of `holder` that points to `target`.
+
+    `holder` is the ioctl's argument or the target of another pointer. The kernel's device stores the address there;
+    an embedded machine's carries the bytes to the machine ("in"), back ("out") or both. "map" points to a mapping
+    whose memory the ioctl replaces (MMAP_RESOURCE).
+    """
+
+    holder: bytearray
+    at: int
+    target: bytearray | memoryview | Mapping
+    direction: Literal["in", "out", "inout", "map"]
+
+
+class Device(abc.ABC):
+    """One open file of /dev/xen.
+
+    Failures of the calls are `OSError` with the kernel's errno; a call after `close` is `InterfaceClosed`.
+    Threads: calls may come from any thread.
+    """
+
+    name: str
+    closed: bool = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        _open_devices.add(self)
+
+    @abc.abstractmethod
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        """Do one ioctl; `arg` is changed in place."""
+
+    @abc.abstractmethod
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        """Map `length` bytes at byte `offset`, shared. The mapping outlives `close`, as a VMA holds its file.
+
+        `unmapped` is called once, when the memory is gone and the machine knows it; perhaps from a finalizer.
+        """
+
+    @abc.abstractmethod
+    def read(self, size: int) -> bytes:
+        """Read what is there, at most `size` bytes; never waits: `BlockingIOError` where there is nothing."""
+
+    @abc.abstractmethod
+    def write(self, data: bytes) -> int:
+        """Write, and say how many bytes were taken."""
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """A descriptor that polls readable when `read` has something."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Drop the descriptor. A second time does nothing."""
+
+    @abc.abstractmethod
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors and tell nobody."""
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InterfaceClosed(f"{self.name} is closed")
+
+
+class System(abc.ABC):
+    """Where devices come from: this domain's kernel, or an embedded machine."""
+
+    url: str
+
+    @abc.abstractmethod
+    def open(self, name: str) -> Device:
+        """Open gntalloc, gntdev, evtchn, privcmd or xenbus; `InterfaceUnavailable` says what is missing."""
+
+    @abc.abstractmethod
+    def parameter(self, module: str, name: str) -> str | None:
+        """A module's parameter, as in /sys/module; None where there is none."""
+
+    @abc.abstractmethod
+    def kernel_log(self, seconds: float) -> list[str]:
+        """What this domain's kernel logged in the last seconds; empty where that cannot be read."""
+
+
+def open_system(url: str) -> System:
+    """The system that `url` names: ``xen:`` or ``embedded:DIRECTORY?domid=N``."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "xen" and not rest:
+        from xengrant.devices.kernel import KernelSystem
+
+        return KernelSystem()
+    if scheme == "embedded" and rest:
+        from xengrant.devices.socket import SocketSystem
+
+        return SocketSystem(url)
+    raise ValueError(
+        f"{url!r} names no machine: write xen: for this domain's own kernel, or embedded:DIRECTORY?domid=N"
+    )
+
+
+_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
+
+
+def _abandon_devices() -> None:
+    for device in list(_open_devices):
+        device.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_devices)

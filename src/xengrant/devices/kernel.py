@@ -1,0 +1,174 @@
+"""The devices of this domain's own Linux kernel, /dev/xen.
+
+`open_system("xen:")` makes the `KernelSystem`; nothing else imports this. Descriptors are opened non-blocking and
+close-on-exec. An error that a user can mend says how.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import grp
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from xengrant.devices import Device, Pointer, System
+from xengrant.errors import InterfaceUnavailable
+from xengrant.memory import Mapping
+
+__all__ = ["MODULES", "KernelDevice", "KernelSystem", "is_xen"]
+
+DIRECTORY = Path("/dev/xen")
+
+# The module that makes each device.
+MODULES = {
+    "gntalloc": "xen-gntalloc",
+    "gntdev": "xen-gntdev",
+    "evtchn": "xen-evtchn",
+    "privcmd": "xen-privcmd",
+    "xenbus": "xenfs",
+}
+
+
+class KernelDevice(Device):
+    """One open file of /dev/xen.
+
+    Threads: as the kernel's own, any call from any thread.
+    """
+
+    def __init__(self, name: str, fd: int) -> None:
+        super().__init__(name)
+        self._fd = fd
+
+    def __repr__(self) -> str:
+        return f"<KernelDevice {self.name} {'closed' if self.closed else f'fd {self._fd}'}>"
+
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        if self.closed:
+            self._check_open()
+        if pointers:
+            held = [_store_address(pointer) for pointer in pointers]
+            try:
+                return fcntl.ioctl(self._fd, request, arg)
+            finally:
+                del held
+        return fcntl.ioctl(self._fd, request, arg)
+
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        if self.closed:
+            self._check_open()
+        return Mapping(((self._fd, offset, length),), writable=writable, unmapped=unmapped)
+
+    def read(self, size: int) -> bytes:
+        self._check_open()
+        return os.read(self._fd, size)
+
+    def write(self, data: bytes) -> int:
+        self._check_open()
+        return os.write(self._fd, data)
+
+    def fileno(self) -> int:
+        self._check_open()
+        return self._fd
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            os.close(self._fd)
+
+    # The driver's release runs only when the parent closes too, so a plain close tells nobody.
+    abandon = close
+
+
+class KernelSystem(System):
+    """This domain's kernel."""
+
+    url = "xen:"
+
+    def open(self, name: str) -> Device:
+        path = DIRECTORY / name
+        try:
+            return KernelDevice(name, os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            raise InterfaceUnavailable(error.errno, _why_unavailable(name, path, error)) from None
+
+    def parameter(self, module: str, name: str) -> str | None:
+        try:
+            return Path("/sys/module", module.replace("-", "_"), "parameters", name).read_text().strip()
+        except OSError:
+            return None
+
+    def kernel_log(self, seconds: float) -> list[str]:
+        since = time.clock_gettime(time.CLOCK_MONOTONIC) - seconds
+        return [text for stamp, text in _kernel_messages() if stamp >= since]
+
+
+def is_xen() -> bool:
+    """Whether this kernel runs on Xen."""
+    try:
+        return Path("/sys/hypervisor/type").read_text().strip() == "xen"
+    except OSError:
+        return False
+
+
+def _store_address(pointer: Pointer) -> object:
+    """Store the target's address in the holder; what comes back must live until the ioctl is done."""
+    target = pointer.target
+    if isinstance(target, Mapping):
+        held: object = memoryview(target)
+        address = target.address
+    else:
+        held = ctypes.c_char.from_buffer(target)
+        address = ctypes.addressof(held)
+    pointer.holder[pointer.at : pointer.at + 8] = address.to_bytes(8, "little")
+    return held
+
+
+def _why_unavailable(name: str, path: Path, error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{path}: no permission: {_permission_remedy(path)}"
+    if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        if not is_xen():
+            return (
+                f"{path} is not there, and this machine does not run on Xen. "
+                "To try xengrant without Xen start `xengrant machine` and set XENGRANT_URL to what it prints"
+            )
+        return f"{path} is not there: load its module with `modprobe {MODULES.get(name, name)}`"
+    return f"{path}: {os.strerror(error.errno or 0)}"
+
+
+def _permission_remedy(path: Path) -> str:
+    try:
+        group = grp.getgrgid(path.stat().st_gid).gr_name
+    except (OSError, KeyError):
+        group = "root"
+    if group == "root":
+        return "run as root, or let udev give the device to a group of yours"
+    return f"run as root, or join the group {group} (usermod -aG {group} USER)"
+
+
+def _kernel_messages() -> Iterable[tuple[float, str]]:
+    """(monotonic seconds, text) of the kernel's log; nothing where it cannot be read."""
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while True:
+            try:
+                record = os.read(fd, 8192)
+            except BrokenPipeError:  # the record was overwritten: the next read goes on behind it
+                continue
+            except OSError:
+                return
+            found = re.match(rb"\d+,\d+,(\d+),[^;]*;([^\n]*)", record)
+            if found:
+                yield int(found[1]) / 1e6, found[2].decode(errors="replace")
+    finally:
+        os.close(fd)
