@@ -1,0 +1,226 @@
+"""Offering pages: `Gntshr` allocates pages of this domain and grants them to another, `Share` is what it hands out.
+
+Made by `Domain.gntshr()`. Calls /dev/xen/gntalloc in libxengnttab's order (ALLOC, mmap, SET_UNMAP_NOTIFY, DEALLOC), so
+that the mapping alone keeps the grant alive: a share outlives the interface that made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from xengrant.abi import gntalloc as abi
+from xengrant.abi import unmap_notify
+from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.errors import GrantError, GrantTableFull, InterfaceClosed
+
+if TYPE_CHECKING:
+    from xengrant.devices import Device, System
+    from xengrant.evtchn import AsyncPort, Port
+    from xengrant.memory import Mapping
+
+__all__ = ["Gntshr", "Share", "UnmapNotify"]
+
+_log = logging.getLogger("xengrant.gntshr")
+
+# What the kernel's `int` and ours both can mean; far beyond any limit.
+_MAX_COUNT = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class UnmapNotify:
+    """What the kernel does when pages are unmapped, also when their process dies.
+
+    `clear_byte` is the offset, in bytes from the start of the share or map, of a byte to set to 0; `port` an event
+    channel port of this domain (a `Port` or its number) to notify. At least one is needed. The kernel keeps one
+    notification for each page of a share and one for each map.
+    """
+
+    clear_byte: int | None = None
+    port: int | Port | AsyncPort | None = None
+
+    def __post_init__(self) -> None:
+        if self.clear_byte is None and self.port is None:
+            raise ValueError("an UnmapNotify needs a clear_byte, a port, or both")
+
+    def pack(self, index: int, length: int) -> bytearray:
+        """SET_UNMAP_NOTIFY's argument for `length` bytes at mmap offset `index`."""
+        byte, action = 0, 0
+        if self.clear_byte is not None:
+            if not 0 <= self.clear_byte < length:
+                raise ValueError(f"clear_byte {self.clear_byte} lies outside the {length} bytes")
+            byte, action = self.clear_byte, unmap_notify.CLEAR_BYTE
+        number = 0
+        if self.port is not None:
+            number = self.port if isinstance(self.port, int) else self.port.number
+            action |= unmap_notify.SEND_EVENT
+        return unmap_notify.pack_notify(index + byte, action, number)
+
+
+class Share:
+    """Pages of this domain that one other domain may map.
+
+    `refs` are the grant references in page order (plain ints), `mapping` the pages here (always readable and
+    writable), `domid` the peer, `writable` the *peer's* right. Leaving a `with` block closes it.
+
+    Threads: the memory is shared by all; `close` is safe from any.
+    """
+
+    __slots__ = ("domid", "mapping", "refs", "writable")
+
+    def __init__(self, domid: int, refs: tuple[int, ...], mapping: Mapping, writable: bool) -> None:
+        self.domid = domid
+        self.refs = refs
+        self.mapping = mapping
+        self.writable = writable
+
+    @property
+    def closed(self) -> bool:
+        return self.mapping.closed
+
+    def close(self) -> None:
+        """Unmap the pages and revoke the grants; a second time does nothing.
+
+        Never waits for the peer: while it still maps a page the kernel keeps page and reference and retries
+        (Linux drivers/xen/gntalloc.c, grant-table.c since XSA-396). `BufferError` while views of the mapping are
+        alive, and then nothing changes.
+        """
+        self.mapping.close()
+
+    def __enter__(self) -> Self:
+        self.mapping.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.mapping.__exit__(kind, error, trace)
+
+    def __repr__(self) -> str:
+        access = "writable" if self.writable else "read-only"
+        state = "closed" if self.closed else access
+        return f"<Share of {len(self.refs)} pages with domain {self.domid}, {state}>"
+
+
+class Gntshr:
+    """One open /dev/xen/gntalloc: the right to offer pages.
+
+    Threads: any call from any thread.
+    """
+
+    def __init__(self, device: Device, system: System) -> None:
+        self._device = device
+        self._system = system
+
+    @property
+    def closed(self) -> bool:
+        return self._device.closed
+
+    def fileno(self) -> int:
+        return self._device.fileno()
+
+    def share_pages(self, domid: int, count: int = 1, *, writable: bool, notify: UnmapNotify | None = None) -> Share:
+        """Allocate `count` zeroed pages and grant them to `domid`, writable for it or not.
+
+        Raises `GrantTableFull` where the module's limit or the table is exhausted, `ValueError` for a domid outside
+        0..0x7FEF or a count below 1, `InterfaceClosed`. The domid need not exist (Linux drivers/xen/gntalloc.c,
+        gntalloc_ioctl_alloc).
+        """
+        if not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
+        if not 0 < count < _MAX_COUNT:
+            raise ValueError(f"count {count}: share at least one page, and fewer than {_MAX_COUNT}")
+        device = self._device
+        if device.closed:
+            raise InterfaceClosed("this Gntshr is closed: open another with domain.gntshr()")
+        length = count * PAGE_SIZE
+        arg = abi.pack_alloc(domid, abi.FLAG_WRITABLE if writable else 0, count)
+        try:
+            device.ioctl(abi.ALLOC_GREF, arg)
+        except OSError as error:
+            raise self._why_not_allocated(error, domid, count) from None
+        index, refs = abi.alloc_result(arg, count)
+        try:
+            mapping = device.mmap(length, index, writable=True)
+            if notify is not None:
+                self._set_notify(notify, index, mapping)
+        finally:
+            device.ioctl(abi.DEALLOC_GREF, abi.pack_dealloc(index, count))
+        return Share(domid, refs, mapping, writable)
+
+    def try_share_pages(
+        self, domid: int, count: int = 1, *, writable: bool, notify: UnmapNotify | None = None
+    ) -> Share | None:
+        """As `share_pages`, but None for every `GrantError`, whose text is logged on `xengrant.gntshr`."""
+        try:
+            return self.share_pages(domid, count, writable=writable, notify=notify)
+        except GrantError as error:
+            _log.warning("sharing %d pages with domain %d: %s", count, domid, error)
+            return None
+
+    def munmap(self, share: Share) -> None:
+        """Close `share`, which any interface may have made. `InterfaceClosed` where this one is closed."""
+        if self._device.closed:
+            raise InterfaceClosed("this Gntshr is closed; share.close() works without it")
+        share.close()
+
+    def close(self) -> None:
+        """Close the device; the shares it made stay as they are. A second time does nothing."""
+        self._device.close()
+
+    def __enter__(self) -> Self:
+        if self._device.closed:
+            raise InterfaceClosed("this Gntshr is closed: open another with domain.gntshr()")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Gntshr {'closed' if self.closed else 'open'} on {self._system.url}>"
+
+    def _set_notify(self, notify: UnmapNotify, index: int, mapping: Mapping) -> None:
+        try:
+            self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index, len(mapping)))
+        except OSError as error:
+            mapping.close()
+            raise notify_refused(error, notify) from None
+        except BaseException:
+            mapping.close()
+            raise
+
+    def _why_not_allocated(self, error: OSError, domid: int, count: int) -> OSError:
+        if error.errno != errno.ENOSPC:
+            return error
+        limit = self._system.parameter("xen_gntalloc", "limit")
+        asked = f"cannot share {count} page{'s' * (count > 1)} with domain {domid}"
+        logged = [line for line in self._system.kernel_log(2.0) if "max_grant_frames reached" in line]
+        if logged and (limit is None or count <= int(limit)):
+            return GrantTableFull(
+                errno.ENOSPC,
+                f"{asked}: this domain's grant table is full ({logged[-1].split(': ', 1)[-1].strip()}); "
+                "close shares, or raise max_grant_frames in the domain's configuration",
+                limit="table",
+            )
+        return GrantTableFull(
+            errno.ENOSPC,
+            f"{asked}: the limit of gntalloc is {limit or 'unknown'} pages for all processes of this domain together; "
+            "close shares, or raise /sys/module/xen_gntalloc/parameters/limit",
+            limit="gntalloc",
+        )
+
+
+def notify_refused(error: OSError, notify: UnmapNotify) -> Exception:
+    """SET_UNMAP_NOTIFY's error, explained: EINVAL is all that the kernel says of a wrong argument."""
+    if error.errno != errno.EINVAL:
+        return error
+    if notify.port is None:
+        return ValueError("unmap notification refused: a read-only map has no byte to clear")
+    number = notify.port if isinstance(notify.port, int) else notify.port.number
+    return ValueError(
+        f"unmap notification refused: this domain holds no event channel port {number}"
+        + (", or the byte to clear is in a read-only map" if notify.clear_byte is not None else "")
+    )
