@@ -1,0 +1,188 @@
+"""Where a program starts: `connect(url)` gives the `Domain` that it runs in, on real Xen or an embedded machine.
+
+Called by users and the tool; opens devices lazily, one for each object asked for, and calls gntshr, gnttab, evtchn,
+xenstore, peer and meeting.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Self
+
+from xengrant import meeting
+from xengrant.devices import Device, System, open_system
+from xengrant.errors import InterfaceClosed, ProtocolError
+from xengrant.evtchn import AsyncEventChannels, EventChannels
+from xengrant.gntshr import Gntshr
+from xengrant.gnttab import Gnttab, Grant
+from xengrant.peer import AsyncPeer, Peer
+from xengrant.xenstore import AsyncXenStore, XenStore
+
+if TYPE_CHECKING:
+    from xengrant.gntshr import Share
+    from xengrant.meeting import Advertisement
+
+__all__ = ["AsyncDomain", "Domain", "connect"]
+
+
+def connect(url: str | None = None) -> Domain:
+    """The domain that this program runs in.
+
+    `url` is ``xen:`` (this domain's own kernel) or ``embedded:DIRECTORY?domid=N`` (an embedded machine); without it
+    the environment's XENGRANT_URL, and without that ``xen:``. Opens nothing yet: what is missing is said
+    (`InterfaceUnavailable`) by the first call that needs it. `ValueError` for a URL that names no machine.
+    """
+    return Domain(open_system(url or os.environ.get("XENGRANT_URL") or "xen:"))
+
+
+class Domain:
+    """The domain that this program runs in.
+
+    Closing it removes its advertisements and stops its peers; interfaces, shares and maps made through it live on.
+    Threads: any call from any thread.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.closed = False
+        self._lock = threading.Lock()
+        self._domid: int | None = None
+        self._store: XenStore | None = None
+        self._advertisements: list[Advertisement] = []
+        self._peers: list[Peer] = []
+        self._met: dict[int, str] = {}
+
+    @property
+    def url(self) -> str:
+        return self.system.url
+
+    @property
+    def domid(self) -> int:
+        """This domain's own id, as its xenstore says."""
+        if self._domid is None:
+            self._domid = _parse_domid(self._own_store().read("domid"))
+        return self._domid
+
+    @property
+    def aio(self) -> AsyncDomain:
+        """The same domain for asyncio."""
+        return AsyncDomain(self)
+
+    def gntshr(self) -> Gntshr:
+        """Open the interface that offers pages."""
+        return Gntshr(self._open("gntalloc"), self.system)
+
+    def gnttab(self) -> Gnttab:
+        """Open the interface that maps pages."""
+        return Gnttab(self._open("gntdev"), self.system)
+
+    def evtchn(self) -> EventChannels:
+        """Open the interface that binds event channels."""
+        return EventChannels(self._open("evtchn"))
+
+    def xenstore(self) -> XenStore:
+        """Open a connection to xenstore."""
+        return XenStore(self._open("xenbus"))
+
+    def advertise(self, share: Share, path: str) -> Advertisement:
+        """Tell the share's peer of its refs at `path` below this domain's xenstore directory; only the peer may read.
+
+        Closing the advertisement or the domain removes the nodes. In a guest `path` lies below ``data``, the one
+        directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit.
+        """
+        advertisement = meeting.advertise(self._own_store(), self.domid, share, path)
+        self._advertisements.append(advertisement)
+        return advertisement
+
+    def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
+        """The grants that domain `domid` advertises at `path`, in page order, waiting at most `timeout` seconds.
+
+        Raises `TimeoutError`, `ProtocolError` where the peer wrote nonsense, `XenStoreError`.
+        """
+        with self.xenstore() as store:
+            grants = meeting.find(store, domid, path, timeout)
+        self._met[domid] = path
+        return grants
+
+    def peer(self, domid: int, path: str | None = None) -> Peer:
+        """Domain `domid` as somebody who may go away.
+
+        `path` is a node that it shows this domain; a guest needs one, and the last one that `find` met is the default.
+        """
+        peer = Peer(domid, path or self._met.get(domid), self.xenstore)
+        self._peers.append(peer)
+        return peer
+
+    def close(self) -> None:
+        """Remove the advertisements and stop the peers. A second time does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        for peer in self._peers:
+            peer.close()
+        store = self._store
+        if store is not None:
+            try:
+                for advertisement in self._advertisements:
+                    advertisement.close()
+            finally:
+                store.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        domid = "" if self._domid is None else f" {self._domid}"
+        return f"<Domain{domid} on {self.url}{', closed' if self.closed else ''}>"
+
+    def _open(self, name: str) -> Device:
+        self._check_open()
+        return self.system.open(name)
+
+    def _own_store(self) -> XenStore:
+        with self._lock:
+            self._check_open()
+            if self._store is None:
+                self._store = self.xenstore()
+            return self._store
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InterfaceClosed("this Domain is closed: connect() again")
+
+
+class AsyncDomain:
+    """The asyncio face of a `Domain`: the same names for what waits. Threads: one event loop's."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+
+    def evtchn(self) -> AsyncEventChannels:
+        """As `Domain.evtchn`, with ports that are awaited."""
+        return AsyncEventChannels(self._domain._open("evtchn"))
+
+    def xenstore(self) -> AsyncXenStore:
+        """As `Domain.xenstore`, with calls that are awaited."""
+        return AsyncXenStore(self._domain._open("xenbus"))
+
+    async def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
+        """As `Domain.find`."""
+        async with self.xenstore() as store:
+            grants = await meeting.find_async(store, domid, path, timeout)
+        self._domain._met[domid] = path
+        return grants
+
+    def peer(self, domid: int, path: str | None = None) -> AsyncPeer:
+        """As `Domain.peer`."""
+        return AsyncPeer(domid, path or self._domain._met.get(domid), self.xenstore)
+
+
+def _parse_domid(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 5:
+        raise ProtocolError(f"xenstore says that this domain's domid is {value[:32]!r}")
+    return int(value)

@@ -1,0 +1,223 @@
+"""Refs handed over through xenstore: `advertise` on the granter's side, `find` on the mapper's.
+
+Called by `Domain.advertise` and `Domain.find`; above gntshr and xenstore. Under the path lie
+
+    domid       the granter's domid, decimal
+    writable    0 or 1: the right that was granted
+    refs/0 ...  the refs in page order as ranges, "8-23,40", each node below 2,000 bytes
+
+all readable by the peer only, written in one transaction, removed on close. What the peer wrote is bounded and checked
+before it is believed.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from xengrant.errors import ProtocolError, XenStoreError
+from xengrant.gnttab import Grant
+from xengrant.peer import shown_path
+from xengrant.waiting import deadline_after, seconds_until
+from xengrant.xenstore import Permission
+
+if TYPE_CHECKING:
+    from xengrant.gntshr import Share
+    from xengrant.xenstore import AsyncTransaction, AsyncXenStore, Transaction, XenStore
+
+__all__ = ["Advertisement", "advertise", "find", "find_async"]
+
+_NODE_BYTES = 2000
+_MAX_NODES = 512
+_MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
+
+
+class Advertisement:
+    """Nodes in xenstore that tell the peer of a share; closing removes them. A second time does nothing."""
+
+    def __init__(self, store: XenStore, path: str) -> None:
+        self._store = store
+        self.path = path
+        self.closed = False
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            if not self._store.closed:
+                remove(self._store, self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Advertisement at {self.path}{', closed' if self.closed else ''}>"
+
+
+def advertise(store: XenStore, domid: int, share: Share, path: str) -> Advertisement:
+    """Write the share's refs under `path`, relative to domain `domid`'s (our own) directory, for its peer to read."""
+    nodes = {"domid": str(domid), "writable": str(int(share.writable))}
+    nodes |= {f"refs/{i}": text for i, text in enumerate(format_refs(share.refs))}
+    permissions = [Permission(domid, "n"), Permission(share.domid, "r")]
+
+    def write(transaction: Transaction) -> None:
+        if transaction.exists(path):
+            transaction.rm(path)
+        transaction.mkdir(path)
+        transaction.set_permissions(path, permissions)  # children inherit
+        for name, value in nodes.items():
+            transaction.write(f"{path}/{name}", value)
+
+    store.run_transaction(write)
+    return Advertisement(store, path)
+
+
+def remove(store: XenStore, path: str) -> None:
+    """Remove the nodes, which may be gone already."""
+    try:
+        store.rm(path)
+    except XenStoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
+    """The grants that domain `domid` advertises at `path`, waiting until it does.
+
+    Raises `TimeoutError`, `ProtocolError` for values that make no sense, `XenStoreError`.
+    """
+    where = shown_path(domid, path)
+    deadline = deadline_after(timeout)
+    with store.watch(where) as watch:
+        while True:
+            grants = store.run_transaction(lambda transaction: _drive(_reading(domid, where), transaction))
+            if grants is not None:
+                return grants
+            try:
+                watch.wait(seconds_until(deadline))
+            except TimeoutError:
+                raise TimeoutError(_not_advertised(domid, where, timeout)) from None
+
+
+async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
+    """As `find`."""
+    where = shown_path(domid, path)
+    deadline = deadline_after(timeout)
+    async with await store.watch(where) as watch:
+        while True:
+            grants = await store.run_transaction(
+                lambda transaction: _drive_async(_reading(domid, where), transaction)
+            )
+            if grants is not None:
+                return grants
+            try:
+                await watch.wait(seconds_until(deadline))
+            except TimeoutError:
+                raise TimeoutError(_not_advertised(domid, where, timeout)) from None
+
+
+_Steps = Generator[tuple[str, str], Any, list[Grant] | None]
+
+
+def _reading(domid: int, where: str) -> _Steps:
+    """Read the nodes, one call of the store at a time; None while they are not there, or not for us to read."""
+    try:
+        names = yield "directory", f"{where}/refs"
+        if not 0 < len(names) <= _MAX_NODES or set(names) != {str(i) for i in range(len(names))}:
+            raise ProtocolError(f"{where}/refs does not hold the nodes 0, 1, ... but {names[:4]!r}")
+        owner = yield "read", f"{where}/domid"
+        texts = []
+        for i in range(len(names)):
+            texts.append((yield "read", f"{where}/refs/{i}"))
+    except XenStoreError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES):
+            return None
+        raise
+    return parse(domid, where, owner, texts)
+
+
+def _drive(steps: _Steps, store: Transaction) -> list[Grant] | None:
+    try:
+        operation, path = next(steps)
+        while True:
+            try:
+                answer = getattr(store, operation)(path)
+            except XenStoreError as error:
+                operation, path = steps.throw(error)
+            else:
+                operation, path = steps.send(answer)
+    except StopIteration as stop:
+        grants: list[Grant] | None = stop.value
+        return grants
+
+
+async def _drive_async(steps: _Steps, store: AsyncTransaction) -> list[Grant] | None:
+    try:
+        operation, path = next(steps)
+        while True:
+            try:
+                answer = await getattr(store, operation)(path)
+            except XenStoreError as error:
+                operation, path = steps.throw(error)
+            else:
+                operation, path = steps.send(answer)
+    except StopIteration as stop:
+        grants: list[Grant] | None = stop.value
+        return grants
+
+
+def parse(domid: int, where: str, owner: bytes, texts: list[bytes]) -> list[Grant]:
+    """What the nodes of domain `domid` say, or `ProtocolError`."""
+    if owner != str(domid).encode():
+        raise ProtocolError(f"{where}/domid is {owner[:32]!r}, not {domid}, whose node it is")
+    refs: list[int] = []
+    for text in texts:
+        refs.extend(_parse_ranges(where, text, _MAX_REFS - len(refs)))
+    if not refs:
+        raise ProtocolError(f"{where} names no refs")
+    return [Grant(domid, ref) for ref in refs]
+
+
+def format_refs(refs: tuple[int, ...]) -> list[str]:
+    """The refs in order, as ranges ("8-23,40"), one text for each node."""
+    texts: list[str] = []
+    line = ""
+    for first, last in _runs(refs):
+        item = str(first) if first == last else f"{first}-{last}"
+        if line and len(line) + 1 + len(item) >= _NODE_BYTES:
+            texts.append(line)
+            line = ""
+        line += f",{item}" if line else item
+    return [*texts, line]
+
+
+def _runs(refs: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """(first, last) of each ascending run, in order."""
+    start = 0
+    for i in range(1, len(refs) + 1):
+        if i == len(refs) or refs[i] != refs[i - 1] + 1:
+            yield refs[start], refs[i - 1]
+            start = i
+
+
+def _parse_ranges(where: str, text: bytes, room: int) -> Iterator[int]:
+    for item in text.split(b","):
+        match = re.fullmatch(rb"([0-9]{1,10})(?:-([0-9]{1,10}))?", item)
+        if match is None:
+            raise ProtocolError(f"{where}: {item[:32]!r} is not a ref or a range of refs")
+        first = int(match[1])
+        last = int(match[2] or match[1])
+        if last < first or last > 0xFFFFFFFF:
+            raise ProtocolError(f"{where}: {item!r} is not a range of unsigned 32-bit refs")
+        room -= last - first + 1
+        if room < 0:
+            raise ProtocolError(f"{where} names more than {_MAX_REFS} refs")
+        yield from range(first, last + 1)
+
+
+def _not_advertised(domid: int, where: str, timeout: float | None) -> str:
+    return f"domain {domid} advertised nothing that this domain may read at {where} in {timeout} seconds"
