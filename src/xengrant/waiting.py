@@ -27,7 +27,7 @@ from typing import Protocol
 
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
 
-__all__ = ["SharedReader", "deadline_after"]
+__all__ = ["SharedReader", "deadline_after", "seconds_until"]
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -88,7 +88,7 @@ class SharedReader:
                 elif self._leader == threading.get_ident():
                     raise RuntimeError(f"waiting for {self._device.name} again inside a wait of the same thread")
                 else:
-                    self._changed.wait(_seconds_until(deadline))
+                    self._changed.wait(seconds_until(deadline))
                 if _has_passed(deadline):
                     return predicate()
             return True
@@ -153,7 +153,7 @@ class SharedReader:
 
     def _poll(self, poller: select.poll, deadline: float | None) -> dict[int, int]:
         """poll() without the lock: the events of each descriptor that has some."""
-        seconds = _seconds_until(deadline)
+        seconds = seconds_until(deadline)
         self._pollers.add(threading.get_ident())
         self.lock.release()
         try:
@@ -209,7 +209,8 @@ class SharedReader:
         return poller
 
 
-def _seconds_until(deadline: float | None) -> float | None:
+def seconds_until(deadline: float | None) -> float | None:
+    """The seconds left until `deadline`, at least 0; None for ever."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
