@@ -6,6 +6,7 @@ that the mapping alone keeps the grant alive: a share outlives the interface tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Self
 
 from xengrant.abi import gntalloc as abi
 from xengrant.abi import unmap_notify
-from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.abi.xen import PAGE_SIZE
+from xengrant.arguments import MAX_U32, checked_domid, checked_number
 from xengrant.errors import GrantError, GrantTableFull, InterfaceClosed
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ __all__ = ["Gntshr", "Share", "UnmapNotify"]
 
 _log = logging.getLogger("xengrant.gntshr")
 
-# What the kernel's `int` and ours both can mean; far beyond any limit.
+# 64 GiB: beyond any limit of gntalloc that makes sense, and an argument that still fits in memory.
 _MAX_COUNT = 1 << 24
 
 
@@ -45,19 +47,42 @@ class UnmapNotify:
     def __post_init__(self) -> None:
         if self.clear_byte is None and self.port is None:
             raise ValueError("an UnmapNotify needs a clear_byte, a port, or both")
+        if self.clear_byte is not None:
+            checked_number("clear_byte", self.clear_byte, 0, _MAX_COUNT * PAGE_SIZE)
+        if self.port is not None:
+            checked_number("port", self.port_number, 0, MAX_U32)
 
-    def pack(self, index: int, length: int) -> bytearray:
-        """SET_UNMAP_NOTIFY's argument for `length` bytes at mmap offset `index`."""
+    @property
+    def port_number(self) -> int:
+        """The port to notify; 0, which is never bound, where there is none."""
+        if self.port is None:
+            return 0
+        return self.port if isinstance(self.port, int) else self.port.number
+
+    def check(self, length: int) -> None:
+        """`ValueError` where the byte lies outside `length` bytes."""
+        if self.clear_byte is not None and self.clear_byte >= length:
+            raise ValueError(f"clear_byte {self.clear_byte} lies outside the {length} bytes")
+
+    def pack(self, index: int) -> bytearray:
+        """SET_UNMAP_NOTIFY's argument for memory at mmap offset `index`."""
         byte, action = 0, 0
         if self.clear_byte is not None:
-            if not 0 <= self.clear_byte < length:
-                raise ValueError(f"clear_byte {self.clear_byte} lies outside the {length} bytes")
             byte, action = self.clear_byte, unmap_notify.CLEAR_BYTE
-        number = 0
         if self.port is not None:
-            number = self.port if isinstance(self.port, int) else self.port.number
             action |= unmap_notify.SEND_EVENT
-        return unmap_notify.pack_notify(index + byte, action, number)
+        return unmap_notify.pack_notify(index + byte, action, self.port_number)
+
+    def explain(self, error: OSError) -> Exception:
+        """SET_UNMAP_NOTIFY's error, explained: EINVAL is all that the kernel says of a wrong argument."""
+        if error.errno != errno.EINVAL:
+            return error
+        if self.port is None:
+            return ValueError("unmap notification refused: a read-only map has no byte to clear")
+        return ValueError(
+            f"unmap notification refused: this domain holds no event channel port {self.port_number}"
+            + (", or the byte to clear is in a read-only map" if self.clear_byte is not None else "")
+        )
 
 
 class Share:
@@ -126,29 +151,32 @@ class Gntshr:
         """Allocate `count` zeroed pages and grant them to `domid`, writable for it or not.
 
         Raises `GrantTableFull` where the module's limit or the table is exhausted, `ValueError` for a domid outside
-        0..0x7FEF or a count below 1, `InterfaceClosed`. The domid need not exist (Linux drivers/xen/gntalloc.c,
-        gntalloc_ioctl_alloc).
+        0..0x7FEF, a count below 1 or a notification that cannot be, `InterfaceClosed`. The domid need not exist (Linux
+        drivers/xen/gntalloc.c, gntalloc_ioctl_alloc).
         """
-        if not 0 <= domid < DOMID_FIRST_RESERVED:
-            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
-        if not 0 < count < _MAX_COUNT:
-            raise ValueError(f"count {count}: share at least one page, and fewer than {_MAX_COUNT}")
+        checked_domid(domid)
+        checked_number("count", count, 1, _MAX_COUNT - 1)
+        length = count * PAGE_SIZE
+        if notify is not None:
+            notify.check(length)
         device = self._device
         if device.closed:
             raise InterfaceClosed("this Gntshr is closed: open another with domain.gntshr()")
-        length = count * PAGE_SIZE
         arg = abi.pack_alloc(domid, abi.FLAG_WRITABLE if writable else 0, count)
         try:
             device.ioctl(abi.ALLOC_GREF, arg)
         except OSError as error:
             raise self._why_not_allocated(error, domid, count) from None
         index, refs = abi.alloc_result(arg, count)
+        mapping = None
         try:
             mapping = device.mmap(length, index, writable=True)
             if notify is not None:
-                self._set_notify(notify, index, mapping)
-        finally:
+                self._set_notify(notify, index)
             device.ioctl(abi.DEALLOC_GREF, abi.pack_dealloc(index, count))
+        except BaseException:
+            self._undo(index, count, mapping)
+            raise
         return Share(domid, refs, mapping, writable)
 
     def try_share_pages(
@@ -182,45 +210,41 @@ class Gntshr:
     def __repr__(self) -> str:
         return f"<Gntshr {'closed' if self.closed else 'open'} on {self._system.url}>"
 
-    def _set_notify(self, notify: UnmapNotify, index: int, mapping: Mapping) -> None:
+    def _set_notify(self, notify: UnmapNotify, index: int) -> None:
         try:
-            self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index, len(mapping)))
+            self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index))
         except OSError as error:
+            raise notify.explain(error) from None
+
+    def _undo(self, index: int, count: int, mapping: Mapping | None) -> None:
+        """Give back what was allocated; a device that was closed meanwhile has done so itself."""
+        with contextlib.suppress(OSError, InterfaceClosed):
+            self._device.ioctl(abi.DEALLOC_GREF, abi.pack_dealloc(index, count))
+        if mapping is not None:
             mapping.close()
-            raise notify_refused(error, notify) from None
-        except BaseException:
-            mapping.close()
-            raise
 
     def _why_not_allocated(self, error: OSError, domid: int, count: int) -> OSError:
         if error.errno != errno.ENOSPC:
             return error
-        limit = self._system.parameter("xen_gntalloc", "limit")
         asked = f"cannot share {count} page{'s' * (count > 1)} with domain {domid}"
-        logged = [line for line in self._system.kernel_log(2.0) if "max_grant_frames reached" in line]
-        if logged and (limit is None or count <= int(limit)):
+        limit = self._system.parameter("xen_gntalloc", "limit")
+        beyond_limit = limit is not None and limit.isdigit() and count > int(limit)
+        full = [] if beyond_limit else [line for line in self._system.kernel_log(2.0) if _TABLE_FULL in line]
+        if full:
             return GrantTableFull(
                 errno.ENOSPC,
-                f"{asked}: this domain's grant table is full ({logged[-1].split(': ', 1)[-1].strip()}); "
+                f"{asked}: this domain's grant table is full ({full[-1].split(': ', 1)[-1].strip()}); "
                 "close shares, or raise max_grant_frames in the domain's configuration",
                 limit="table",
             )
         return GrantTableFull(
             errno.ENOSPC,
             f"{asked}: the limit of gntalloc is {limit or 'unknown'} pages for all processes of this domain together; "
-            "close shares, or raise /sys/module/xen_gntalloc/parameters/limit",
+            "close shares, or raise /sys/module/xen_gntalloc/parameters/limit"
+            + ("" if beyond_limit else " (where fewer are in use, the grant table is full: raise max_grant_frames)"),
             limit="gntalloc",
         )
 
 
-def notify_refused(error: OSError, notify: UnmapNotify) -> Exception:
-    """SET_UNMAP_NOTIFY's error, explained: EINVAL is all that the kernel says of a wrong argument."""
-    if error.errno != errno.EINVAL:
-        return error
-    if notify.port is None:
-        return ValueError("unmap notification refused: a read-only map has no byte to clear")
-    number = notify.port if isinstance(notify.port, int) else notify.port.number
-    return ValueError(
-        f"unmap notification refused: this domain holds no event channel port {number}"
-        + (", or the byte to clear is in a read-only map" if notify.clear_byte is not None else "")
-    )
+# What Linux logs when the table cannot grow (drivers/xen/grant-table.c, gnttab_expand): the same ENOSPC to us.
+_TABLE_FULL = "max_grant_frames reached"

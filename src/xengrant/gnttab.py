@@ -6,7 +6,9 @@ answers into EINVAL, so a failed map is diagnosed by copying one byte from each 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,21 +19,25 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from xengrant.abi import gntdev as abi
 from xengrant.abi import grant_table as xen
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.arguments import MAX_U32, checked_domid, checked_number
 from xengrant.devices import Pointer
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, InvalidGrant, MapError
-from xengrant.gntshr import UnmapNotify, notify_refused
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from xengrant.devices import Device, System
+    from xengrant.gntshr import UnmapNotify
     from xengrant.memory import Mapping
 
-__all__ = ["CopySegment", "Grant", "GrantRef", "Gnttab", "Mapped"]
+    _Side: TypeAlias = tuple[int, int] | memoryview | Mapping | bytes | bytearray
+
+__all__ = ["MAX_GRANTS", "CopySegment", "Gnttab", "Grant", "GrantRef", "Mapped"]
 
 _log = logging.getLogger("xengrant.gnttab")
 
-_MAX_REF = 0xFFFFFFFF
-# drivers/xen/gntdev.c: `limit`, grants for each request.
-_MAX_GRANTS = 65536
+# What one map takes (Linux drivers/xen/gntdev.c, `limit`).
+MAX_GRANTS = 65536
 
 
 class GrantRef(IntEnum):
@@ -52,12 +58,12 @@ class Grant(NamedTuple):
 class CopySegment:
     """One copy by the hypervisor, within a page on each granted side.
 
-    `source` and `dest` are a `Grant` or local memory (any buffer, writable where it is `dest`); at least one is a
-    grant. Offsets and `length` are bytes; offset + length is at most 4096 on a granted side.
+    `source` and `dest` are a `Grant` or local memory (a contiguous buffer, writable where it is `dest`); at least one
+    is a grant. Offsets and `length` are bytes; offset + length is at most 4096 on a granted side.
     """
 
-    source: Grant | memoryview | bytes | bytearray
-    dest: Grant | memoryview | bytearray
+    source: tuple[int, int] | memoryview | Mapping | bytes | bytearray
+    dest: tuple[int, int] | memoryview | Mapping | bytearray
     length: int
     source_offset: int = 0
     dest_offset: int = 0
@@ -71,13 +77,10 @@ class Mapped:
     Threads: the memory is shared by all; `close` is safe from any.
     """
 
-    __slots__ = ("_gnttab", "_index", "grants", "mapping", "writable")
+    __slots__ = ("_gnttab", "grants", "mapping", "writable")
 
-    def __init__(
-        self, gnttab: Gnttab, index: int, grants: tuple[Grant, ...], mapping: Mapping, writable: bool
-    ) -> None:
+    def __init__(self, gnttab: Gnttab, grants: tuple[Grant, ...], mapping: Mapping, writable: bool) -> None:
         self._gnttab = gnttab
-        self._index = index
         self.grants = grants
         self.mapping = mapping
         self.writable = writable
@@ -133,27 +136,36 @@ class Gnttab:
         """Map one `Grant` or several, of one domain or many, as one contiguous piece of memory: all or none.
 
         Raises `MapError` with a status for each grant, `InvalidGrant` for a reference or domid that cannot be,
-        `ValueError` for no grants at all, `InterfaceClosed`. One notification for each map (Linux
+        `ValueError` for no grants at all or more than 65536, `InterfaceUnavailable` where the hypervisor maps
+        nothing, `InterfaceClosed`. One notification for each map (Linux
         drivers/xen/gntdev.c); its byte is cleared only in a writable map.
         """
-        wanted = _checked(grants)
+        wanted = _checked_grants(grants)
+        count = len(wanted)
+        length = count * PAGE_SIZE
+        if notify is not None:
+            notify.check(length)
         device = self._device
         if device.closed:
             raise InterfaceClosed("this Gnttab is closed: open another with domain.gnttab()")
-        count = len(wanted)
         arg = abi.pack_map(wanted)
-        device.ioctl(abi.MAP_GRANT_REF, arg)
-        index = abi.map_result(arg)
         try:
-            mapping = device.mmap(
-                count * PAGE_SIZE, index, writable=writable, unmapped=_Unmap(device, index, count)
-            )
+            device.ioctl(abi.MAP_GRANT_REF, arg)
         except OSError as error:
-            device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(index, count))
+            raise self._why_not_taken(error, count) from None
+        unmap = _Unmap(device, abi.map_result(arg), count)
+        try:
+            mapping = device.mmap(length, unmap.index, writable=writable, unmapped=unmap)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                unmap()
             raise self._why_not_mapped(error, wanted, writable=writable) from None
+        except BaseException:
+            unmap()
+            raise
         if notify is not None:
-            self._set_notify(notify, index, mapping)
-        return Mapped(self, index, wanted, mapping, writable)
+            self._set_notify(notify, unmap.index, mapping)
+        return Mapped(self, wanted, mapping, writable)
 
     def try_map(
         self,
@@ -189,15 +201,19 @@ class Gnttab:
         """
         if self._device.closed:
             raise InterfaceClosed("this Gnttab is closed: open another with domain.gnttab()")
-        if not segments:
-            return []
         for segment in segments:
             _check_segment(segment)
+        if not segments:
+            return []
         self._check_can_copy()
         return self._copy(segments)
 
     def close(self) -> None:
-        """Close the device; what it mapped stays until it is closed too. A second time does nothing."""
+        """Close the device; what it mapped stays mapped until it is closed too. A second time does nothing.
+
+        The kernel then knows of no single map any more: outside PV domains the peer has its pages back when the last
+        of them is unmapped (Linux drivers/xen/gntdev.c, gntdev_release).
+        """
         self._device.close()
 
     def __enter__(self) -> Self:
@@ -213,19 +229,18 @@ class Gnttab:
 
     def _set_notify(self, notify: UnmapNotify, index: int, mapping: Mapping) -> None:
         try:
-            self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index, len(mapping)))
-        except OSError as error:
+            self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index))
+        except BaseException as error:
             mapping.close()
-            raise notify_refused(error, notify) from None
-        except BaseException:
-            mapping.close()
+            if isinstance(error, OSError):
+                raise notify.explain(error) from None
             raise
 
     def _copy(self, segments: Sequence[CopySegment]) -> list[int]:
         table = bytearray().join(
             abi.pack_segment(
-                _copy_side(segment.source, segment.source_offset),
-                _copy_side(segment.dest, segment.dest_offset),
+                _granted_side(segment.source, segment.source_offset),
+                _granted_side(segment.dest, segment.dest_offset),
                 segment.length,
             )
             for segment in segments
@@ -235,10 +250,10 @@ class Gnttab:
         for i, segment in enumerate(segments):
             at = i * abi.SEGMENT_SIZE
             if not isinstance(segment.source, tuple):
-                local = bytearray(memoryview(segment.source).cast("B")[segment.source_offset :][: segment.length])
+                local = bytearray(_local_side(segment.source, segment.source_offset, segment.length))
                 pointers.append(Pointer(table, at + abi.SEGMENT_SOURCE, local, "in"))
             if not isinstance(segment.dest, tuple):
-                view = memoryview(segment.dest).cast("B")[segment.dest_offset :][: segment.length]
+                view = _local_side(segment.dest, segment.dest_offset, segment.length)
                 pointers.append(Pointer(table, at + abi.SEGMENT_DEST, view, "out"))
         self._device.ioctl(abi.GRANT_COPY, arg, pointers)
         return [abi.segment_status(table, i) for i in range(len(segments))]
@@ -251,7 +266,7 @@ class Gnttab:
         """
         if self._can_copy:
             return
-        arg = abi.pack_map([(0, _MAX_REF)])
+        arg = abi.pack_map([(0, MAX_U32)])
         self._device.ioctl(abi.MAP_GRANT_REF, arg)
         index = abi.map_result(arg)
         try:
@@ -265,8 +280,19 @@ class Gnttab:
             self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(index, 1))
         self._can_copy = True
 
+    def _why_not_taken(self, error: OSError, count: int) -> OSError:
+        """MAP_GRANT_REF's error: it asks Xen nothing, so EINVAL is about the number of grants."""
+        if error.errno != errno.EINVAL:
+            return error
+        limit = self._system.parameter("xen_gntdev", "limit")
+        return MapError(
+            errno.EINVAL,
+            f"cannot map {_grants(count)}: gntdev takes at most {limit or 'some'} at once; map fewer, or raise "
+            "/sys/module/xen_gntdev/parameters/limit",
+        )
+
     def _why_not_mapped(self, error: OSError, grants: Sequence[Grant], *, writable: bool) -> OSError:
-        asked = f"cannot map {len(grants)} grant{'s' * (len(grants) > 1)}"
+        asked = f"cannot map {_grants(len(grants))}"
         if error.errno == errno.ENOSYS:
             return InterfaceUnavailable(
                 errno.ENOSYS, f"{asked}: this hypervisor maps no grants (QEMU's emulation of Xen)"
@@ -274,32 +300,38 @@ class Gnttab:
         if error.errno != errno.EINVAL:
             return error
         byte = bytearray(1)
-        statuses = self._copy([CopySegment(grant, byte, 1) for grant in grants])
+        try:
+            statuses = self._copy([CopySegment(grant, byte, 1) for grant in grants])
+        except OSError as failure:
+            return MapError(errno.EINVAL, f"{asked}; nor could the hypervisor be asked why: {failure.strerror}")
         refused = [(grant, status) for grant, status in zip(grants, statuses, strict=True) if status]
         if refused:
             grant, status = refused[0]
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
             reason = f"ref {grant.ref} of domain {grant.domid}: {_STATUS_TEXT.get(status, f'status {status}')}{more}"
         elif writable:
-            reason = "granted read-only: map it with writable=False"
+            reason = "granted read-only: map with writable=False (else this domain's maptrack is full)"
         else:
             reason = "granted, yet refused: this domain's maptrack is full (max_maptrack_frames)"
         return MapError(errno.EINVAL, f"{asked}: {reason}", statuses=statuses)
 
 
 class _Unmap:
-    """Tells gntdev that a mapping is gone: HVM and PVH domains release the grant only then. Holds no mapping."""
+    """Tells gntdev that a map is gone: HVM and PVH domains release the grant only then. Holds no mapping.
 
-    __slots__ = ("_count", "_device", "_index")
+    Called when the memory is unmapped, perhaps by a finalizer and in any thread, or when it could not be mapped.
+    """
+
+    __slots__ = ("_count", "_device", "index")
 
     def __init__(self, device: Device, index: int, count: int) -> None:
         self._device = device
-        self._index = index
         self._count = count
+        self.index = index
 
     def __call__(self) -> None:
-        if not self._device.closed:  # else the last munmap was the file's release
-            self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(self._index, self._count))
+        with contextlib.suppress(InterfaceClosed):  # then the last munmap is the file's release
+            self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(self.index, self._count))
 
 
 _STATUS_TEXT = {
@@ -312,33 +344,59 @@ _STATUS_TEXT = {
 }
 
 
-def _checked(grants: tuple[int, int] | Iterable[tuple[int, int]]) -> tuple[Grant, ...]:
-    if isinstance(grants, tuple) and len(grants) == 2 and isinstance(grants[0], int):
-        wanted: tuple[Grant, ...] = (Grant(*grants),)  # type: ignore[arg-type]
+def _checked_grants(grants: tuple[int, int] | Iterable[tuple[int, int]]) -> tuple[Grant, ...]:
+    if isinstance(grants, tuple) and len(grants) == 2 and not isinstance(grants[0], tuple | list):
+        wanted: tuple[Grant, ...] = (_checked_grant(grants),)
     else:
-        wanted = tuple(Grant(*grant) for grant in grants)  # type: ignore[misc]
-    if not 0 < len(wanted) <= _MAX_GRANTS:
-        raise ValueError(f"{len(wanted)} grants: map at least one and at most {_MAX_GRANTS} at once")
-    for domid, ref in wanted:
-        if not 0 <= domid < DOMID_FIRST_RESERVED:
-            raise InvalidGrant(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
-        if not 0 <= ref <= _MAX_REF:
-            raise InvalidGrant(f"ref {ref} is not an unsigned 32-bit number")
+        wanted = tuple([_checked_grant(grant) for grant in itertools.islice(grants, MAX_GRANTS + 1)])
+    if not 0 < len(wanted) <= MAX_GRANTS:
+        raise ValueError(f"no grants, or more than {MAX_GRANTS}, which is the most that one map takes")
     return wanted
 
 
+def _checked_grant(grant: tuple[int, int]) -> Grant:
+    try:
+        domid, ref = grant
+    except (TypeError, ValueError):
+        raise TypeError(f"a grant is a pair of a domid and a ref, not {grant!r}") from None
+    # The usual case first: every page of a large map comes through here.
+    if type(domid) is int and type(ref) is int and 0 <= domid < DOMID_FIRST_RESERVED and 0 <= ref <= MAX_U32:
+        return grant if type(grant) is Grant else Grant(domid, ref)
+    return Grant(checked_domid(domid, error=InvalidGrant), checked_number("ref", ref, 0, MAX_U32, error=InvalidGrant))
+
+
+def _grants(count: int) -> str:
+    return f"{count} grant{'s' * (count > 1)}"
+
+
 def _check_segment(segment: CopySegment) -> None:
-    for side, offset in ((segment.source, segment.source_offset), (segment.dest, segment.dest_offset)):
-        room = PAGE_SIZE if isinstance(side, tuple) else memoryview(side).nbytes
-        if offset < 0 or segment.length < 0 or offset + segment.length > room:
-            raise ValueError(f"{segment.length} bytes at offset {offset} do not fit in {room}")
-        if isinstance(side, tuple):
-            _checked(side)
     if not isinstance(segment.source, tuple) and not isinstance(segment.dest, tuple):
         raise ValueError("a copy needs a grant on one side at least")
+    checked_number("length", segment.length, 0, PAGE_SIZE)
+    _check_side("source", segment.source, segment.source_offset, segment.length)
+    _check_side("dest", segment.dest, segment.dest_offset, segment.length)
     if not isinstance(segment.dest, tuple) and memoryview(segment.dest).readonly:
         raise TypeError("the copy's destination is read-only")
 
 
-def _copy_side(side: Grant | object, offset: int) -> tuple[int, int, int] | None:
-    return (side.ref, offset, side.domid) if isinstance(side, Grant) else None
+def _check_side(name: str, side: _Side, offset: int, length: int) -> None:
+    if isinstance(side, tuple):
+        _checked_grant(side)
+        room = PAGE_SIZE
+    else:
+        room = memoryview(side).nbytes
+    checked_number(f"{name}_offset", offset, 0, room)
+    if offset + length > room:
+        raise ValueError(f"{length} bytes at {name}_offset {offset} do not fit in {room}")
+
+
+def _granted_side(side: _Side, offset: int) -> tuple[int, int, int] | None:
+    """As the ABI has it: (ref, offset, domid), None for local memory."""
+    if isinstance(side, tuple):
+        domid, ref = side
+        return ref, offset, domid
+    return None
+
+
+def _local_side(memory: memoryview | Mapping | bytes | bytearray, offset: int, length: int) -> memoryview:
+    return memoryview(memory).cast("B")[offset : offset + length]

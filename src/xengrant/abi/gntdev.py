@@ -97,9 +97,7 @@ def copy_count(arg: bytearray) -> int:
     return int.from_bytes(arg[:4], "little")
 
 
-def pack_segment(
-    source: tuple[int, int, int] | None, dest: tuple[int, int, int] | None, length: int
-) -> bytes:
+def pack_segment(source: tuple[int, int, int] | None, dest: tuple[int, int, int] | None, length: int) -> bytes:
     """One copy of `length` bytes; each side is (ref, offset, domid), or None for local memory (a pointer to fill)."""
     flags = (COPY_SOURCE_GREF if source else 0) | (COPY_DEST_GREF if dest else 0)
     sides = b"".join(_SEGMENT_GREF.pack(*side) if side else bytes(8) for side in (source, dest))
