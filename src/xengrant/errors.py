@@ -54,7 +54,7 @@ class GrantTableFull(GrantError, OSError):
 
     limit: str
 
-    def __init__(self, errno: int, message: str, *, limit: str) -> None:
+    def __init__(self, errno: int, message: str, *, limit: str = "") -> None:
         super().__init__(errno, message)
         self.limit = limit
 

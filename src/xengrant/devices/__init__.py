@@ -7,6 +7,7 @@ devices come from. Everything above asks only these two and cannot tell which ma
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -55,9 +56,7 @@ class Device(abc.ABC):
         """Do one ioctl; `arg` is changed in place."""
 
     @abc.abstractmethod
-    def mmap(
-        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
-    ) -> Mapping:
+    def mmap(self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None) -> Mapping:
         """Map `length` bytes at byte `offset`, shared. The mapping outlives `close`, as a VMA holds its file.
 
         `unmapped` is called once, when the memory is gone and the machine knows it; perhaps from a finalizer.
@@ -127,7 +126,8 @@ _open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
 
 def _abandon_devices() -> None:
     for device in list(_open_devices):
-        device.abandon()
+        with contextlib.suppress(OSError):  # the others are to be closed all the same
+            device.abandon()
 
 
 os.register_at_fork(after_in_child=_abandon_devices)

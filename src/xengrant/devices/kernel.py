@@ -13,9 +13,13 @@ import grp
 import os
 import re
 import time
+import warnings
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import Device, Pointer, System
 from xengrant.errors import InterfaceUnavailable
 from xengrant.memory import Mapping
@@ -24,66 +28,94 @@ __all__ = ["MODULES", "KernelDevice", "KernelSystem", "is_xen"]
 
 DIRECTORY = Path("/dev/xen")
 
-# The module that makes each device.
+# The module that makes each device; xenbus is part of the kernel.
 MODULES = {
     "gntalloc": "xen-gntalloc",
     "gntdev": "xen-gntdev",
     "evtchn": "xen-evtchn",
     "privcmd": "xen-privcmd",
-    "xenbus": "xenfs",
 }
 
 
 class KernelDevice(Device):
     """One open file of /dev/xen.
 
-    Threads: as the kernel's own, any call from any thread.
+    Threads: as the kernel's own, any call from any thread. A call under way when `close` is called is finished first,
+    so that it never meets another file under the same number.
     """
 
     def __init__(self, name: str, fd: int) -> None:
         super().__init__(name)
         self._fd = fd
+        # One entry for each call under way; a deque's append and pop are atomic, also where the garbage collector
+        # comes between and unmaps something through this device.
+        self._calls: deque[None] = deque()
+        self._close_fd = weakref.finalize(self, _close_unclosed, name, fd)
+        self._close_fd.atexit = False
 
     def __repr__(self) -> str:
         return f"<KernelDevice {self.name} {'closed' if self.closed else f'fd {self._fd}'}>"
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
-        if self.closed:
-            self._check_open()
-        if pointers:
-            held = [_store_address(pointer) for pointer in pointers]
-            try:
-                return fcntl.ioctl(self._fd, request, arg)
-            finally:
-                del held
-        return fcntl.ioctl(self._fd, request, arg)
+        self._calls.append(None)
+        try:
+            if self.closed:
+                self._check_open()
+            held = [_store_address(pointer) for pointer in pointers] if pointers else None
+            result: int = fcntl.ioctl(self._fd, request, arg)
+            del held
+            return result
+        finally:
+            self._end_call()
 
-    def mmap(
-        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
-    ) -> Mapping:
-        if self.closed:
-            self._check_open()
-        return Mapping(((self._fd, offset, length),), writable=writable, unmapped=unmapped)
+    def mmap(self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None) -> Mapping:
+        self._calls.append(None)
+        try:
+            if self.closed:
+                self._check_open()
+            return Mapping(((self._fd, offset, length),), writable=writable, unmapped=unmapped)
+        finally:
+            self._end_call()
 
     def read(self, size: int) -> bytes:
-        self._check_open()
-        return os.read(self._fd, size)
+        self._calls.append(None)
+        try:
+            self._check_open()
+            return os.read(self._fd, size)
+        finally:
+            self._end_call()
 
     def write(self, data: bytes) -> int:
-        self._check_open()
-        return os.write(self._fd, data)
+        self._calls.append(None)
+        try:
+            self._check_open()
+            return os.write(self._fd, data)
+        finally:
+            self._end_call()
 
     def fileno(self) -> int:
         self._check_open()
         return self._fd
 
     def close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            os.close(self._fd)
+        self.closed = True
+        if not self._calls:
+            self._release()
 
-    # The driver's release runs only when the parent closes too, so a plain close tells nobody.
-    abandon = close
+    def abandon(self) -> None:
+        # The driver's own release runs only when the parent closes too, so a plain close tells nobody. The calls of
+        # threads that the child does not have are no reason to wait.
+        self.closed = True
+        self._release()
+
+    def _end_call(self) -> None:
+        self._calls.pop()
+        if self.closed and not self._calls:
+            self._release()
+
+    def _release(self) -> None:
+        if self._close_fd.detach() is not None:  # of several threads one gets it
+            os.close(self._fd)
 
 
 class KernelSystem(System):
@@ -92,6 +124,12 @@ class KernelSystem(System):
     url = "xen:"
 
     def open(self, name: str) -> Device:
+        if os.sysconf("SC_PAGE_SIZE") != PAGE_SIZE:
+            raise InterfaceUnavailable(
+                errno.ENOTSUP,
+                f"this kernel's pages are {os.sysconf('SC_PAGE_SIZE')} bytes; a grant covers {PAGE_SIZE}, and the rest "
+                "of the page would be shared or mapped unseen",
+            )
         path = DIRECTORY / name
         try:
             return KernelDevice(name, os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
@@ -109,6 +147,13 @@ class KernelSystem(System):
         return [text for stamp, text in _kernel_messages() if stamp >= since]
 
 
+def _close_unclosed(name: str, fd: int) -> None:
+    os.close(fd)
+    warnings.warn(
+        f"an unclosed {DIRECTORY / name} was closed: use close() or a with block", ResourceWarning, stacklevel=2
+    )
+
+
 def is_xen() -> bool:
     """Whether this kernel runs on Xen."""
     try:
@@ -123,6 +168,8 @@ def _store_address(pointer: Pointer) -> object:
     if isinstance(target, Mapping):
         held: object = memoryview(target)
         address = target.address
+    elif not len(target):  # nothing to point at
+        held, address = target, 0
     else:
         held = ctypes.c_char.from_buffer(target)
         address = ctypes.addressof(held)
@@ -139,7 +186,9 @@ def _why_unavailable(name: str, path: Path, error: OSError) -> str:
                 f"{path} is not there, and this machine does not run on Xen. "
                 "To try xengrant without Xen start `xengrant machine` and set XENGRANT_URL to what it prints"
             )
-        return f"{path} is not there: load its module with `modprobe {MODULES.get(name, name)}`"
+        if name not in MODULES:
+            return f"{path} is not there: this kernel was built without it, or {path.parent} is not the host's"
+        return f"{path} is not there: load its module with `modprobe {MODULES[name]}`"
     return f"{path}: {os.strerror(error.errno or 0)}"
 
 
