@@ -8,11 +8,14 @@ pending). So a waiter looks at the shared memory, waits, and looks again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import copy
 import errno
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from xengrant.abi import evtchn as abi
-from xengrant.abi.xen import DOMID_FIRST_RESERVED
+from xengrant.arguments import MAX_U32, checked_domid, checked_number
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.waiting import SharedReader, deadline_after
 
@@ -29,30 +32,38 @@ _READ_SIZE = 4096
 class _BasePort:
     """One bound port: what the blocking and the asyncio port have in common."""
 
-    def __init__(self, channels: _Channels[_P], number: int, remote_domid: int) -> None:
+    def __init__(self, channels: _Channels[Any], number: int, remote_domid: int) -> None:
         self.number = number
         self.remote_domid = remote_domid
-        self.closed = False
         self._channels = channels
+        self._unbound = False
+        self._pending = False
+        self._unmasking = abi.pack_ports([number])
+
+    @property
+    def closed(self) -> bool:
+        return self._unbound or self._channels.closed
 
     def notify(self) -> None:
         """Send the peer an event. It never waits, and says nothing of whether the peer is alive (Xen evtchn_send)."""
         self._check_open()
-        self._channels.notify(self.number)
+        try:
+            self._channels._device.ioctl(abi.NOTIFY, abi.pack_word(self.number))
+        except OSError:
+            self._check_open()  # closed by another thread meanwhile
+            raise
 
     def unmask(self) -> None:
         """Let the next event be delivered, after a wait with ``unmask=False``."""
         self._check_open()
-        self._channels.unmask(self.number)
+        self._channels._device.write(self._unmasking)
 
     def close(self) -> None:
         """Unbind the port; whoever waits on it gets `InterfaceClosed`. A second time does nothing.
 
         The peer gets no event: its port turns unbound (Xen common/event_channel.c, evtchn_close).
         """
-        if not self.closed:
-            self.closed = True
-            self._channels.unbind(self.number)
+        self._channels._unbind(self)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -62,14 +73,31 @@ class _BasePort:
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed or self._channels.closed else "bound"
+        state = "closed" if self.closed else "bound"
         return f"<{type(self).__name__} {self.number} to domain {self.remote_domid}, {state}>"
 
     def _check_open(self) -> None:
-        if self.closed or self._channels.closed:
+        if self.closed:
             raise InterfaceClosed(f"event channel port {self.number} is closed")
 
+    def _take(self, peer: Peer | AsyncPeer | None) -> bool:
+        """Take the event if there is one; what came before the peer went is still there to be had."""
+        self._check_open()
+        if self._pending:
+            self._pending = False
+            return True
+        if peer is not None:
+            peer.check()
+        return False
+
+    def _no_event(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"no event on port {self.number} from domain {self.remote_domid} in {timeout} seconds")
+
     def _set_pending(self) -> None:
+        self._pending = True
+
+    def _wake(self) -> None:
+        """Have whoever waits on this port look again."""
         raise NotImplementedError
 
 
@@ -80,18 +108,19 @@ class _Channels(Generic[_P]):
     """One open /dev/xen/evtchn: what the blocking and the asyncio interface have in common."""
 
     _port_type: type[_P]
+    _lock: AbstractContextManager[Any]  # binding, unbinding and delivering
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._ports: dict[int, _P] = {}
-        self.name = device.name
+        self._events = _Events(device, self._ports)
 
     @property
     def closed(self) -> bool:
         return self._device.closed
 
     def fileno(self) -> int:
-        """Readable while a port of this interface has an event that was not taken yet."""
+        """Readable when an event has come, on any port of this interface, that no wait has read yet."""
         return self._device.fileno()
 
     def bind_unbound(self, remote_domid: int) -> _P:
@@ -99,7 +128,8 @@ class _Channels(Generic[_P]):
 
         Raises `ValueError` for a domid outside 0..0x7FEF, `InterfaceUnavailable` where no port is left.
         """
-        return self._bind(abi.BIND_UNBOUND_PORT, abi.pack_word(_checked_domid(remote_domid)), remote_domid, None)
+        checked_domid(remote_domid)
+        return self._bind(abi.BIND_UNBOUND_PORT, abi.pack_word(remote_domid), remote_domid, None)
 
     def bind_interdomain(self, remote_domid: int, remote_port: int) -> _P:
         """A new port bound to `remote_port`, which `remote_domid` offered to this domain.
@@ -107,32 +137,10 @@ class _Channels(Generic[_P]):
         Raises `PeerClosed` where the domain does not exist, `GrantError` where the port is not offered to this
         domain or is bound already, `ValueError`, `InterfaceUnavailable`.
         """
-        if not 0 <= remote_port <= 0xFFFFFFFF:
-            raise ValueError(f"port {remote_port} is not an unsigned 32-bit number")
-        arg = abi.pack_interdomain(_checked_domid(remote_domid), remote_port)
+        checked_domid(remote_domid)
+        checked_number("remote_port", remote_port, 0, MAX_U32)
+        arg = abi.pack_interdomain(remote_domid, remote_port)
         return self._bind(abi.BIND_INTERDOMAIN, arg, remote_domid, remote_port)
-
-    def read(self, size: int) -> bytes:
-        """The device's read, which an overflow of the kernel's ring does not end: then every port is looked at."""
-        try:
-            return self._device.read(size)
-        except OSError as error:
-            if error.errno != errno.EFBIG:
-                raise
-            self._device.ioctl(abi.RESET, bytearray(4))
-            return abi.pack_ports(list(self._ports))
-
-    def notify(self, number: int) -> None:
-        self._device.ioctl(abi.NOTIFY, abi.pack_word(number))
-
-    def unmask(self, number: int) -> None:
-        self._device.write(abi.pack_ports([number]))
-
-    def unbind(self, number: int) -> None:
-        self._ports.pop(number, None)
-        if not self._device.closed:
-            self._device.ioctl(abi.UNBIND, abi.pack_word(number))
-        self._changed()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._ports)} ports"
@@ -141,13 +149,29 @@ class _Channels(Generic[_P]):
     def _bind(self, request: int, arg: bytearray, remote_domid: int, remote_port: int | None) -> _P:
         if self._device.closed:
             raise InterfaceClosed("this interface is closed: open another with domain.evtchn()")
-        try:
-            number = self._device.ioctl(request, arg)
-        except OSError as error:
-            raise _why_not_bound(error, remote_domid, remote_port) from None
-        port = self._port_type(self, number, remote_domid)
-        self._ports[number] = port
+        with self._lock:  # the first event may come at once, and is not to find the port unknown: it would stay masked
+            try:
+                number = self._device.ioctl(request, arg)
+            except OSError as error:
+                raise _why_not_bound(error, remote_domid, remote_port) from None
+            port = self._port_type(self, number, remote_domid)
+            self._ports[number] = port
         return port
+
+    def _unbind(self, port: _BasePort) -> None:
+        if port.closed:  # before the lock, which in a forked child may be held for ever
+            return
+        with self._lock:  # so that nobody binds the number anew before it is forgotten here
+            if port._unbound:
+                return
+            port._unbound = True
+            del self._ports[port.number]
+            try:
+                self._device.ioctl(abi.UNBIND, abi.pack_word(port.number))
+            except InterfaceClosed:
+                pass
+            finally:
+                port._wake()
 
     def _deliver(self, data: bytes) -> None:
         for number in abi.unpack_ports(data):
@@ -155,8 +179,34 @@ class _Channels(Generic[_P]):
             if port is not None:
                 port._set_pending()
 
-    def _changed(self) -> None:
-        raise NotImplementedError
+
+class _Events:
+    """The device's events, which an overflow of the kernel's ring does not end: then every port has one.
+
+    RESET empties the ring and enables nothing (Linux drivers/xen/evtchn.c): the ports whose events were lost are
+    masked, and whoever takes their event here unmasks them.
+    """
+
+    def __init__(self, device: Device, ports: dict[int, Any]) -> None:
+        self._device = device
+        self._ports = ports
+        self.name = device.name
+
+    @property
+    def closed(self) -> bool:
+        return self._device.closed
+
+    def fileno(self) -> int:
+        return self._device.fileno()
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._device.read(size)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            self._device.ioctl(abi.RESET, bytearray(4))
+            return abi.pack_ports(list(self._ports))
 
 
 class Port(_BasePort):
@@ -167,10 +217,6 @@ class Port(_BasePort):
 
     _channels: EventChannels
 
-    def __init__(self, channels: EventChannels, number: int, remote_domid: int) -> None:
-        super().__init__(channels, number, remote_domid)
-        self._pending = False
-
     def wait(self, timeout: float | None = None, *, peer: Peer | None = None, unmask: bool = True) -> None:
         """Wait for an event and take it.
 
@@ -179,30 +225,23 @@ class Port(_BasePort):
         seconds, `PeerClosed` when `peer` is gone, `InterfaceClosed` when the port is closed meanwhile.
         """
         self._check_open()
-        if peer is not None:
-            peer.on_gone(self._channels.reader.wake)
-        try:
-            found = self._channels.reader.wait_until(lambda: self._take(peer), deadline_after(timeout))
-        finally:
-            if peer is not None:
-                peer.discard_on_gone(self._channels.reader.wake)
+        deadline = deadline_after(timeout)
+        reader = self._channels._reader
+        if peer is None:
+            found = reader.wait_until(lambda: self._take(None), deadline)
+        else:
+            peer.on_gone(reader.wake)
+            try:
+                found = reader.wait_until(lambda: self._take(peer), deadline)
+            finally:
+                peer.discard_on_gone(reader.wake)
         if not found:
-            raise TimeoutError(f"no event on port {self.number} from domain {self.remote_domid} in {timeout} seconds")
+            raise self._no_event(timeout)
         if unmask:
-            self._channels.unmask(self.number)
+            self._channels._device.write(self._unmasking)
 
-    def _take(self, peer: Peer | None) -> bool:
-        """Runs under the reader's lock."""
-        self._check_open()
-        if self._pending:
-            self._pending = False
-            return True
-        if peer is not None and peer.known_gone:
-            raise PeerClosed(f"domain {peer.domid} is gone")
-        return False
-
-    def _set_pending(self) -> None:
-        self._pending = True
+    def _wake(self) -> None:
+        self._channels._reader.wake()
 
 
 class EventChannels(_Channels[Port]):
@@ -215,12 +254,19 @@ class EventChannels(_Channels[Port]):
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self.reader = SharedReader(self, self._deliver, size=_READ_SIZE)
+        events: Any = self._events
+        try:
+            self._reader = SharedReader(events, self._deliver, size=_READ_SIZE)
+        except BaseException:
+            device.close()
+            raise
+        self._lock = self._reader.lock
 
     def close(self) -> None:
         """Unbind every port and close; whoever waits gets `InterfaceClosed`. A second time does nothing."""
-        self.reader.close()
-        self._device.close()
+        if not self._device.closed:
+            self._reader.close()
+            self._device.close()
 
     def __enter__(self) -> Self:
         if self.closed:
@@ -230,67 +276,83 @@ class EventChannels(_Channels[Port]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _changed(self) -> None:
-        self.reader.wake()
-
 
 class AsyncPort(_BasePort):
     """One bound port, for asyncio. A cancelled wait loses no event.
 
-    Threads: those of its event loop only.
+    Threads: that of its event loop only.
     """
+
+    _channels: AsyncEventChannels
 
     def __init__(self, channels: AsyncEventChannels, number: int, remote_domid: int) -> None:
         super().__init__(channels, number, remote_domid)
-        self._event = asyncio.Event()
+        self._news = asyncio.Event()
 
-    async def wait(
-        self, timeout: float | None = None, *, peer: AsyncPeer | None = None, unmask: bool = True
-    ) -> None:
+    async def wait(self, timeout: float | None = None, *, peer: AsyncPeer | None = None, unmask: bool = True) -> None:
         """As `Port.wait`."""
         self._check_open()
+        if timeout is not None and timeout <= 0:
+            self._channels._read()  # what is there already counts
+        limit = asyncio.timeout(timeout)
         if peer is not None:
-            peer.on_gone(self._event.set)
+            peer.on_gone(self._news.set)
         try:
-            async with asyncio.timeout(timeout):
-                await self._event.wait()
+            async with limit:
+                while not self._take(peer):
+                    self._news.clear()
+                    await self._news.wait()
         except TimeoutError:
-            raise TimeoutError(
-                f"no event on port {self.number} from domain {self.remote_domid} in {timeout} seconds"
-            ) from None
+            if limit.expired():
+                raise self._no_event(timeout) from None
+            raise
         finally:
             if peer is not None:
-                peer.discard_on_gone(self._event.set)
-        self._check_open()
-        if peer is not None and peer.known_gone:
-            raise PeerClosed(f"domain {peer.domid} is gone")
-        self._event.clear()
+                peer.discard_on_gone(self._news.set)
         if unmask:
-            self._channels.unmask(self.number)
+            self._channels._device.write(self._unmasking)
+
+    def _take(self, peer: Peer | AsyncPeer | None) -> bool:
+        taken = super()._take(peer)
+        if not taken and self._channels._failure is not None:
+            raise copy.copy(self._channels._failure) from self._channels._failure
+        return taken
 
     def _set_pending(self) -> None:
-        self._event.set()
+        self._pending = True
+        self._news.set()
+
+    def _wake(self) -> None:
+        self._news.set()
 
 
 class AsyncEventChannels(_Channels[AsyncPort]):
     """One open /dev/xen/evtchn for asyncio: one reader on its descriptor for its life.
 
-    Threads: those of the event loop that it was made in.
+    Threads: that of the event loop it was made in.
     """
 
     _port_type = AsyncPort
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(device.fileno(), self._readable)
+        self._lock = contextlib.nullcontext()
+        self._failure: Exception | None = None
+        try:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(device.fileno(), self._read)
+        except BaseException:
+            device.close()
+            raise
 
     def close(self) -> None:
         """As `EventChannels.close`."""
         if not self._device.closed:
-            self._loop.remove_reader(self._device.fileno())
-            self._device.close()
-            self._wake_all()
+            try:
+                self._loop.remove_reader(self._device.fileno())
+            finally:
+                self._device.close()
+                self._wake_all()
 
     async def __aenter__(self) -> Self:
         if self.closed:
@@ -300,32 +362,30 @@ class AsyncEventChannels(_Channels[AsyncPort]):
     async def __aexit__(self, *exc: object) -> None:
         self.close()
 
-    def unbind(self, number: int) -> None:
-        port = self._ports.get(number)
-        super().unbind(number)
-        if port is not None:
-            port._set_pending()  # its waiters look, and find it closed
-
-    def _readable(self) -> None:
+    def _read(self) -> None:
+        if self._failure is not None:
+            return
         try:
-            self._deliver(self.read(_READ_SIZE))
+            data = self._events.read(_READ_SIZE)
         except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
+            return
+        except Exception as failure:
+            self._fail(failure)
+            return
+        self._deliver(data)
+        if not data:
+            self._fail(InterfaceUnavailable(errno.EPIPE, f"{self._device.name}: the other side closed it"))
+
+    def _fail(self, failure: Exception) -> None:
+        """Have every wait from now on raise it."""
+        self._failure = failure
+        if not self._device.closed:
+            self._loop.remove_reader(self._device.fileno())
+        self._wake_all()
 
     def _wake_all(self) -> None:
         for port in self._ports.values():
-            port._set_pending()
-
-    def _changed(self) -> None:
-        pass
-
-
-def _checked_domid(domid: int) -> int:
-    if not 0 <= domid < DOMID_FIRST_RESERVED:
-        raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
-    return domid
+            port._wake()
 
 
 def _why_not_bound(error: OSError, remote_domid: int, remote_port: int | None) -> Exception:
