@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import errno
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
-from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, XenStoreError
+from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed, XenStoreError
 
 if TYPE_CHECKING:
     from xengrant.xenstore import AsyncXenStore, XenStore
@@ -30,12 +31,31 @@ def shown_path(domid: int, path: str) -> str:
 
 
 class _BasePeer:
+    """What is known of another domain: that it is gone, or why that cannot be known."""
+
     def __init__(self, domid: int, path: str | None) -> None:
         self.domid = domid
-        self._path = None if path is None else shown_path(domid, path)
         self.known_gone = False
+        self._path = None if path is None else shown_path(domid, path)
         self._watches_path = False  # all that a guest can watch: the node's end counts as the peer's
+        self._failure: Exception | None = None
         self._listeners: list[Callable[[], None]] = []
+
+    def check(self) -> None:
+        """`PeerClosed` where the domain is known to be gone; what went wrong where that can no more be known."""
+        if self.known_gone:
+            raise PeerClosed(f"domain {self.domid} is gone")
+        self._check_failure()
+
+    def on_gone(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called when `check` begins to raise: in a thread of the peer's, or in its loop.
+
+        At once if it does already; perhaps more than once.
+        """
+        self._watch_from_now_on()
+        self._listeners.append(listener)
+        if self.known_gone or self._failure is not None:
+            listener()
 
     def discard_on_gone(self, listener: Callable[[], None]) -> None:
         """Take back one `on_gone`."""
@@ -45,17 +65,45 @@ class _BasePeer:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} domain {self.domid}, {'gone' if self.known_gone else 'not known to be gone'}>"
 
-    def _set_gone(self) -> None:
-        self.known_gone = True
+    def _watch_from_now_on(self) -> object:
+        raise NotImplementedError
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise copy.copy(self._failure) from self._failure
+
+    def _call_listeners(self) -> None:
         for listener in list(self._listeners):
             listener()
 
-    def _cannot_watch(self) -> GrantError:
-        return InterfaceUnavailable(
-            errno.EACCES,
-            f"only dom0 is told when domain {self.domid} goes: name a node that it shows this domain, "
-            "domain.peer(domid, path=...), or find() its grants first",
-        )
+    def _was_closed(self) -> InterfaceClosed:
+        return InterfaceClosed(f"the Peer of domain {self.domid} was closed")
+
+    def _still_there(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(f"domain {self.domid} is still there after {timeout} seconds")
+
+    def _watch_path_instead(self, error: XenStoreError) -> None:
+        """Where `error` is that only dom0 may ask about domains."""
+        if error.errno != errno.EACCES:
+            raise error
+        if self._path is None:
+            raise InterfaceUnavailable(
+                errno.EACCES,
+                f"only dom0 is told when domain {self.domid} goes: name a node that it shows this domain, "
+                "domain.peer(domid, path=...), or find() its grants first",
+            ) from None
+        self._watches_path = True
+
+    @property
+    def _watched(self) -> str:
+        return self._path if self._watches_path and self._path is not None else _RELEASE
+
+
+def _is_hidden(error: XenStoreError) -> bool:
+    """Whether a node that was shown to this domain is so no more: xenstore then does not say whether it exists."""
+    if error.errno != errno.EACCES:
+        raise error
+    return True
 
 
 class Peer(_BasePeer):
@@ -68,11 +116,11 @@ class Peer(_BasePeer):
         super().__init__(domid, path)
         self._open_store = open_store
         self._store: XenStore | None = None
+        self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
-        self._failure: Exception | None = None
 
     def gone(self) -> bool:
-        """Ask now."""
+        """Ask now, without waiting, what `wait_gone` waits for."""
         if not self.known_gone:
             with self._open_store() as store:
                 if self._is_gone(store):
@@ -80,31 +128,26 @@ class Peer(_BasePeer):
         return self.known_gone
 
     def wait_gone(self, timeout: float | None = None) -> None:
-        """Wait until the domain is destroyed; `TimeoutError` after `timeout` seconds."""
-        self._start()
-        with self._changed:
-            done = self._changed.wait_for(lambda: self.known_gone or self._failure is not None, timeout)
-        if not done:
-            raise TimeoutError(f"domain {self.domid} is still there after {timeout} seconds")
-        if not self.known_gone and self._failure is not None:
-            raise self._failure
+        """Wait until the domain is destroyed; `TimeoutError` after `timeout` seconds.
 
-    def on_gone(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called, in a thread of the peer's, when the domain is gone; at once if it is already."""
-        self._listeners.append(listener)
-        self._start()
-        if self.known_gone:
-            listener()
+        In a guest also until it takes back the node at the peer's path, which is all that a guest can watch.
+        """
+        self._watch_from_now_on()
+        with self._changed:
+            settled = self._changed.wait_for(lambda: self.known_gone or self._failure is not None, timeout)
+        if not settled:
+            raise self._still_there(timeout)
+        if not self.known_gone:
+            self._check_failure()
 
     def close(self) -> None:
         """Stop watching; whoever waits gets `InterfaceClosed`. A second time does nothing."""
-        with self._changed:
-            if self._failure is None:
-                self._failure = InterfaceClosed(f"{self!r} was closed")
-            self._changed.notify_all()
-            store = self._store
-        if store is not None:
-            store.close()
+        if self._failure is None:
+            self._failure = self._was_closed()
+        if self._store is not None:
+            self._store.close()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
 
     def __enter__(self) -> Self:
         return self
@@ -112,14 +155,27 @@ class Peer(_BasePeer):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _start(self) -> None:
+    def _watch_from_now_on(self) -> None:
+        if self.known_gone:
+            return
+        self._check_failure()
+        if self._store is not None and self._store.closed and not self.known_gone:
+            self._check_failure()
+            raise self._was_closed()  # by a fork; in the child the lock may be held for ever
         with self._changed:
-            if self._failure is not None:
-                raise self._failure
-            if self._store is not None or self.known_gone:
+            if self._thread is not None:
                 return
-            self._store = self._open_store()
-        threading.Thread(target=self._run, args=(self._store,), name=f"peer-{self.domid}", daemon=True).start()
+            store = self._open_store()
+            self._store = store
+            try:
+                self._check_failure()  # closed meanwhile
+                thread = threading.Thread(target=self._run, args=(store,), name=f"peer-{self.domid}", daemon=True)
+                thread.start()
+            except BaseException:
+                self._store = None
+                store.close()
+                raise
+            self._thread = thread
 
     def _run(self, store: XenStore) -> None:
         try:
@@ -129,35 +185,42 @@ class Peer(_BasePeer):
                 if self._failure is None:
                     self._failure = failure
                 self._changed.notify_all()
+            self._call_listeners()
         else:
-            with self._changed:
-                self._set_gone()
-                self._changed.notify_all()
+            self._set_gone()
         finally:
-            store.close()
+            store.close()  # the last step: a closed store and nothing known means a fork
+
+    def _set_gone(self) -> None:
+        with self._changed:
+            self.known_gone = True
+            self._changed.notify_all()
+        self._call_listeners()
 
     def _watch(self, store: XenStore) -> None:
-        try:
-            watch = store.watch(_RELEASE)
-        except XenStoreError as error:
-            if error.errno != errno.EACCES:
-                raise
-            if self._path is None:
-                raise self._cannot_watch() from None
-            self._watches_path = True
-            watch = store.watch(self._path)
-        with watch:
+        if self._is_gone(store):
+            return
+        with store.watch(self._watched) as watch:
             while not self._is_gone(store):
                 watch.wait()
 
     def _is_gone(self, store: XenStore) -> bool:
-        if not store.is_domain_introduced(self.domid):
-            return True
-        return self._watches_path and self._path is not None and not store.exists(self._path)
+        if not self._watches_path:
+            try:
+                return not store.is_domain_introduced(self.domid)
+            except XenStoreError as error:
+                self._watch_path_instead(error)
+        try:
+            return not store.exists(self._watched)
+        except XenStoreError as error:
+            return _is_hidden(error)
 
 
 class AsyncPeer(_BasePeer):
-    """As `Peer`, for asyncio; a task of the running loop waits on xenstore."""
+    """As `Peer`, for asyncio; a task of the running loop waits on xenstore.
+
+    Threads: that of its event loop only.
+    """
 
     def __init__(self, domid: int, path: str | None, open_store: Callable[[], AsyncXenStore]) -> None:
         super().__init__(domid, path)
@@ -165,7 +228,7 @@ class AsyncPeer(_BasePeer):
         self._task: asyncio.Task[None] | None = None
 
     async def gone(self) -> bool:
-        """Ask now."""
+        """As `Peer.gone`."""
         if not self.known_gone:
             async with self._open_store() as store:
                 if await self._is_gone(store):
@@ -174,26 +237,18 @@ class AsyncPeer(_BasePeer):
 
     async def wait_gone(self, timeout: float | None = None) -> None:
         """As `Peer.wait_gone`."""
-        task = self._start()
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(task)
-        except TimeoutError:
-            raise TimeoutError(f"domain {self.domid} is still there after {timeout} seconds") from None
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise InterfaceClosed(f"{self!r} was closed") from None
-            raise
-
-    def on_gone(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called in the loop when the domain is gone; at once if it is already."""
-        self._listeners.append(listener)
-        self._start()
-        if self.known_gone:
-            listener()
+        task = self._watch_from_now_on()
+        if task is not None:
+            await asyncio.wait({task}, timeout=timeout)
+        if not self.known_gone:
+            self._check_failure()
+            raise self._still_there(timeout)
 
     def close(self) -> None:
         """As `Peer.close`."""
+        if self._failure is None:
+            self._failure = self._was_closed()
+            self._call_listeners()
         if self._task is not None:
             self._task.cancel()
 
@@ -203,36 +258,49 @@ class AsyncPeer(_BasePeer):
     async def __aexit__(self, *exc: object) -> None:
         self.close()
 
-    def _start(self) -> asyncio.Task[None]:
+    def _watch_from_now_on(self) -> asyncio.Task[None] | None:
+        """The task that watches; None where the domain is known to be gone."""
+        if self.known_gone:
+            return None
+        self._check_failure()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"peer-{self.domid}")
-            self._task.add_done_callback(_retrieve)
         return self._task
 
     async def _run(self) -> None:
-        if self.known_gone:
+        try:
+            async with self._open_store() as store:
+                await self._watch(store)
+        except asyncio.CancelledError:
+            if self._failure is None:
+                self._failure = self._was_closed()
+            raise
+        except Exception as failure:
+            if self._failure is None:
+                self._failure = failure
+        else:
+            self.known_gone = True
+        finally:
+            self._call_listeners()
+
+    async def _watch(self, store: AsyncXenStore) -> None:
+        if await self._is_gone(store):
             return
-        async with self._open_store() as store:
-            try:
-                watch = await store.watch(_RELEASE)
-            except XenStoreError as error:
-                if error.errno != errno.EACCES:
-                    raise
-                if self._path is None:
-                    raise self._cannot_watch() from None
-                self._watches_path = True
-                watch = await store.watch(self._path)
-            async with watch:
-                while not await self._is_gone(store):
-                    await watch.wait()
-        self._set_gone()
+        async with await store.watch(self._watched) as watch:
+            while not await self._is_gone(store):
+                await watch.wait()
+
+    def _set_gone(self) -> None:
+        self.known_gone = True
+        self._call_listeners()
 
     async def _is_gone(self, store: AsyncXenStore) -> bool:
-        if not await store.is_domain_introduced(self.domid):
-            return True
-        return self._watches_path and self._path is not None and not await store.exists(self._path)
-
-
-def _retrieve(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()
+        if not self._watches_path:
+            try:
+                return not await store.is_domain_introduced(self.domid)
+            except XenStoreError as error:
+                self._watch_path_instead(error)
+        try:
+            return not await store.exists(self._watched)
+        except XenStoreError as error:
+            return _is_hidden(error)
