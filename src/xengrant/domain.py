@@ -6,11 +6,16 @@ xenstore, peer and meeting.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Self
 
 from xengrant import meeting
+from xengrant.abi.xen import DOMID_FIRST_RESERVED
+from xengrant.arguments import checked_domid
 from xengrant.devices import Device, System, open_system
 from xengrant.errors import InterfaceClosed, ProtocolError
 from xengrant.evtchn import AsyncEventChannels, EventChannels
@@ -50,7 +55,7 @@ class Domain:
         self._domid: int | None = None
         self._store: XenStore | None = None
         self._advertisements: list[Advertisement] = []
-        self._peers: list[Peer] = []
+        self._peers: weakref.WeakSet[Peer] = weakref.WeakSet()
         self._met: dict[int, str] = {}
 
     @property
@@ -92,7 +97,9 @@ class Domain:
         directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit.
         """
         advertisement = meeting.advertise(self._own_store(), self.domid, share, path)
-        self._advertisements.append(advertisement)
+        with self._lock:
+            self._advertisements = [other for other in self._advertisements if not other.closed]
+            self._advertisements.append(advertisement)
         return advertisement
 
     def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
@@ -110,24 +117,26 @@ class Domain:
 
         `path` is a node that it shows this domain; a guest needs one, and the last one that `find` met is the default.
         """
-        peer = Peer(domid, path or self._met.get(domid), self.xenstore)
-        self._peers.append(peer)
+        self._check_open()
+        peer = Peer(checked_domid(domid), path or self._met.get(domid), self.xenstore)
+        self._peers.add(peer)
         return peer
 
     def close(self) -> None:
-        """Remove the advertisements and stop the peers. A second time does nothing."""
+        """Remove the advertisements and stop the peers. A second time does nothing.
+
+        `XenStoreError` where a node could not be removed; all else is closed then too.
+        """
         if self.closed:
             return
         self.closed = True
-        for peer in self._peers:
-            peer.close()
-        store = self._store
-        if store is not None:
-            try:
-                for advertisement in self._advertisements:
-                    advertisement.close()
-            finally:
-                store.close()
+        with contextlib.ExitStack() as closing:  # all of it, whatever fails; then the failure is raised
+            if self._store is not None:
+                closing.callback(self._store.close)
+            for advertisement in self._advertisements:
+                closing.callback(advertisement.close)
+            for peer in list(self._peers):
+                closing.callback(peer.close)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -157,18 +166,21 @@ class Domain:
 
 
 class AsyncDomain:
-    """The asyncio face of a `Domain`: the same names for what waits. Threads: one event loop's."""
+    """The asyncio face of a `Domain`: the same names for what waits. To be used inside a running event loop.
+
+    Threads: that event loop's only.
+    """
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
 
     def evtchn(self) -> AsyncEventChannels:
         """As `Domain.evtchn`, with ports that are awaited."""
-        return AsyncEventChannels(self._domain._open("evtchn"))
+        return AsyncEventChannels(self._open("evtchn"))
 
     def xenstore(self) -> AsyncXenStore:
         """As `Domain.xenstore`, with calls that are awaited."""
-        return AsyncXenStore(self._domain._open("xenbus"))
+        return AsyncXenStore(self._open("xenbus"))
 
     async def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
         """As `Domain.find`."""
@@ -178,11 +190,16 @@ class AsyncDomain:
         return grants
 
     def peer(self, domid: int, path: str | None = None) -> AsyncPeer:
-        """As `Domain.peer`."""
-        return AsyncPeer(domid, path or self._domain._met.get(domid), self.xenstore)
+        """As `Domain.peer`; closing the domain does not close it."""
+        self._domain._check_open()
+        return AsyncPeer(checked_domid(domid), path or self._domain._met.get(domid), self.xenstore)
+
+    def _open(self, name: str) -> Device:
+        asyncio.get_running_loop()  # RuntimeError before anything is open
+        return self._domain._open(name)
 
 
 def _parse_domid(value: bytes) -> int:
-    if not value.isdigit() or len(value) > 5:
+    if not value.isdigit() or len(value) > 5 or int(value) >= DOMID_FIRST_RESERVED:
         raise ProtocolError(f"xenstore says that this domain's domid is {value[:32]!r}")
     return int(value)

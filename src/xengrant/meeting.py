@@ -17,8 +17,9 @@ import re
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
+from xengrant.arguments import MAX_U32, checked_domid
 from xengrant.errors import ProtocolError, XenStoreError
-from xengrant.gnttab import Grant
+from xengrant.gnttab import MAX_GRANTS, Grant
 from xengrant.peer import shown_path
 from xengrant.waiting import deadline_after, seconds_until
 from xengrant.xenstore import Permission
@@ -31,7 +32,7 @@ __all__ = ["Advertisement", "advertise", "find", "find_async"]
 
 _NODE_BYTES = 2000
 _MAX_NODES = 512
-_MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
+_NAMES = {"domid", "refs", "writable"}
 
 
 class Advertisement:
@@ -43,10 +44,11 @@ class Advertisement:
         self.closed = False
 
     def close(self) -> None:
+        """Remove the nodes; where xenstore refuses (`XenStoreError`), call it again."""
         if not self.closed:
-            self.closed = True
-            if not self._store.closed:
+            if not self._store.closed:  # else the domain was closed, or this is a forked child
                 remove(self._store, self.path)
+            self.closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -59,13 +61,25 @@ class Advertisement:
 
 
 def advertise(store: XenStore, domid: int, share: Share, path: str) -> Advertisement:
-    """Write the share's refs under `path`, relative to domain `domid`'s (our own) directory, for its peer to read."""
+    """Write the share's refs under `path`, relative to domain `domid`'s (our own) directory, for its peer to read.
+
+    Replaces an advertisement there; `XenStoreError` (EEXIST) where `path` holds other nodes: closing would remove them.
+    """
+    if len(share.refs) > MAX_GRANTS:
+        raise ValueError(f"{len(share.refs)} pages: the peer maps at most {MAX_GRANTS} at once")
     nodes = {"domid": str(domid), "writable": str(int(share.writable))}
     nodes |= {f"refs/{i}": text for i, text in enumerate(format_refs(share.refs))}
     permissions = [Permission(domid, "n"), Permission(share.domid, "r")]
 
     def write(transaction: Transaction) -> None:
         if transaction.exists(path):
+            others = sorted(set(transaction.directory(path)) - _NAMES)
+            if others:
+                raise XenStoreError(
+                    errno.EEXIST,
+                    f"{path} holds other nodes ({', '.join(others[:4])}): advertise at a path of its own",
+                    path=path,
+                )
             transaction.rm(path)
         transaction.mkdir(path)
         transaction.set_permissions(path, permissions)  # children inherit
@@ -90,11 +104,15 @@ def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[
 
     Raises `TimeoutError`, `ProtocolError` for values that make no sense, `XenStoreError`.
     """
-    where = shown_path(domid, path)
+    where = shown_path(checked_domid(domid), path)
     deadline = deadline_after(timeout)
+
+    def read(transaction: Transaction) -> list[Grant] | None:
+        return _drive(_reading(domid, where), transaction)
+
     with store.watch(where) as watch:
         while True:
-            grants = store.run_transaction(lambda transaction: _drive(_reading(domid, where), transaction))
+            grants = store.run_transaction(read)
             if grants is not None:
                 return grants
             try:
@@ -105,13 +123,15 @@ def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[
 
 async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
     """As `find`."""
-    where = shown_path(domid, path)
+    where = shown_path(checked_domid(domid), path)
     deadline = deadline_after(timeout)
+
+    async def read(transaction: AsyncTransaction) -> list[Grant] | None:
+        return await _drive_async(_reading(domid, where), transaction)
+
     async with await store.watch(where) as watch:
         while True:
-            grants = await store.run_transaction(
-                lambda transaction: _drive_async(_reading(domid, where), transaction)
-            )
+            grants = await store.run_transaction(read)
             if grants is not None:
                 return grants
             try:
@@ -176,7 +196,7 @@ def parse(domid: int, where: str, owner: bytes, texts: list[bytes]) -> list[Gran
         raise ProtocolError(f"{where}/domid is {owner[:32]!r}, not {domid}, whose node it is")
     refs: list[int] = []
     for text in texts:
-        refs.extend(_parse_ranges(where, text, _MAX_REFS - len(refs)))
+        refs.extend(_parse_ranges(where, text, MAX_GRANTS - len(refs)))
     if not refs:
         raise ProtocolError(f"{where} names no refs")
     return [Grant(domid, ref) for ref in refs]
@@ -211,11 +231,11 @@ def _parse_ranges(where: str, text: bytes, room: int) -> Iterator[int]:
             raise ProtocolError(f"{where}: {item[:32]!r} is not a ref or a range of refs")
         first = int(match[1])
         last = int(match[2] or match[1])
-        if last < first or last > 0xFFFFFFFF:
+        if last < first or last > MAX_U32:
             raise ProtocolError(f"{where}: {item!r} is not a range of unsigned 32-bit refs")
         room -= last - first + 1
         if room < 0:
-            raise ProtocolError(f"{where} names more than {_MAX_REFS} refs")
+            raise ProtocolError(f"{where} names more than {MAX_GRANTS} refs")
         yield from range(first, last + 1)
 
 
