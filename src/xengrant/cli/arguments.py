@@ -1,0 +1,106 @@
+"""What the subcommands' arguments have in common: the options that each takes, and how numbers, refs and sizes read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+
+from xengrant import meeting
+from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.domain import Domain
+from xengrant.errors import ProtocolError, XenStoreError
+
+__all__ = ["add_common", "count", "examples", "format_refs", "number", "pages_text", "refs", "resolve_domid", "seconds"]
+
+_MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that stand before or after the subcommand alike."""
+    group = parser.add_argument_group("common options")
+    group.add_argument(
+        "--url",
+        default=argparse.SUPPRESS,
+        help="the machine and the domain: xen: (this kernel) or embedded:DIR?domid=N; "
+        "default: the environment's XENGRANT_URL, else xen:",
+    )
+    group.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, one object a line")
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="log what is done, and show tracebacks of errors",
+    )
+
+
+def examples(text: str) -> str:
+    """An epilog of examples."""
+    return "examples:\n" + textwrap.indent(textwrap.dedent(text).strip("\n"), "  ")
+
+
+def number(text: str) -> int:
+    """Decimal or 0x, never negative."""
+    if not re.fullmatch(r"[0-9]{1,20}|0[xX][0-9a-fA-F]{1,16}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text, 16 if text[:2] in ("0x", "0X") else 10)
+
+
+def count(text: str) -> int:
+    """A number that is at least 1."""
+    value = number(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A duration, not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def refs(text: str) -> list[int]:
+    """Refs and ranges, unsigned 32-bit, as `share` prints and xenstore holds them: ``8``, ``8-23``, ``8-23,40``."""
+    try:
+        grants = meeting.parse(0, f"{text[:64]!r}", b"0", [text.encode("ascii", "replace")])
+    except ProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return [grant.ref for grant in grants]
+
+
+def format_refs(wanted: tuple[int, ...]) -> str:
+    """The refs in page order as ranges: ``8-23,40``."""
+    return ",".join(meeting.format_refs(wanted))
+
+
+def pages_text(pages: int) -> str:
+    size = pages * PAGE_SIZE
+    return f"{pages} page{'s' * (pages != 1)} ({size >> 10} KiB)"
+
+
+def resolve_domid(domain: Domain, text: str) -> int:
+    """The domid that `text` is, or whose name it is; names are dom0's to look up, through xenstore."""
+    if re.fullmatch(r"[0-9]{1,10}", text):
+        domid = int(text)
+        if domid >= DOMID_FIRST_RESERVED:
+            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1}")
+        return domid
+    with domain.xenstore() as store:
+        try:
+            domids = [int(name) for name in store.directory("/local/domain") if name.isdigit()]
+        except XenStoreError:
+            raise ValueError(f"{text!r} is not a domid, and only dom0 can look domains up by name") from None
+        for domid in domids:
+            try:
+                if store.read(f"/local/domain/{domid}/name") == text.encode():
+                    return domid
+            except XenStoreError:
+                continue
+    raise ValueError(f"there is no domain {text!r}; domids here: {', '.join(map(str, sorted(domids))) or 'none'}")

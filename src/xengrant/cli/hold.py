@@ -1,0 +1,66 @@
+"""Holding something until the user ends it: SIGINT, SIGTERM and SIGHUP become an ordinary return.
+
+Called by the subcommands that hold pages or a machine. `terminates` is main's: a SIGTERM outside of a hold unwinds
+the `with` blocks, which remove what others would find in xenstore.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Self
+
+__all__ = ["Hold", "terminates"]
+
+
+class Hold:
+    """From `with` on, a signal no longer interrupts but ends `wait`; a second signal interrupts after all.
+
+    Entered before what is held is made, so that there is no moment in which a signal leaves it behind.
+    """
+
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._caught = False
+        self._before = {number: signal.signal(number, self._catch) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def wait(self) -> None:
+        """Until a signal came, also one before the call."""
+        select.select([self._reader], [], [])
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self._caught:
+            raise KeyboardInterrupt
+        self._caught = True
+        os.write(self._writer, b"!")
+
+
+@contextlib.contextmanager
+def terminates() -> Iterator[None]:
+    """SIGTERM raises `SystemExit` with the status that a shell expects, 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

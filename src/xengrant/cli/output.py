@@ -1,0 +1,139 @@
+"""What the tool prints: data on stdout, messages on stderr, JSON lines where asked; called by every subcommand.
+
+Tables and the spinner are rich's where it is installed and a terminal is there; otherwise plain text, so that what a
+script reads never depends on what is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from xengrant.cli.dump import printable
+
+__all__ = [
+    "ReaderGoneError",
+    "emit",
+    "emit_json",
+    "emit_raw",
+    "emit_table",
+    "say",
+    "style",
+    "symbol",
+    "waiting",
+]
+
+_SGR = {"green": "32", "red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
+
+
+class ReaderGoneError(Exception):
+    """Whoever read stdout has gone: nothing is left to say."""
+
+
+def emit(text: str = "") -> None:
+    """One line of data on stdout, at once."""
+    with _reader_may_go():
+        print(text, flush=True)
+
+
+def emit_json(**fields: Any) -> None:
+    """One JSON object on a line of its own; ASCII only, so no byte of a peer's reaches a terminal as it is."""
+    emit(json.dumps(fields))
+
+
+def emit_raw(data: bytes) -> None:
+    """Bytes as they are. The caller has made sure that stdout is no terminal."""
+    with _reader_may_go():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+def say(text: str) -> None:
+    """A message on stderr, which may be gone too."""
+    with contextlib.suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
+    """Aligned columns; a cell whose text is a key of `styles` has that colour."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if _rich_on(sys.stdout):
+        _rich_table(headers, rows, styles or {})
+        return
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    for row in [headers, *rows]:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        for i, cell in enumerate(row):
+            colour = (styles or {}).get(cell)
+            if colour and row is not headers:
+                cells[i] = style(cell, colour) + cells[i][len(cell) :]
+        emit("  ".join(cells).rstrip())
+
+
+def style(text: str, *names: str, stream: TextIO | None = None) -> str:
+    """`text` in a colour where `stream` (stdout) shows colours and NO_COLOR is not set."""
+    if not _coloured(stream or sys.stdout):
+        return text
+    return f"\x1b[{';'.join(_SGR[name] for name in names)}m{text}\x1b[0m"
+
+
+def symbol(fancy: str, plain: str) -> str:
+    """`fancy` where stdout can encode it."""
+    try:
+        fancy.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return plain
+    return fancy
+
+
+@contextlib.contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say on stderr what is being waited for: a spinner on a terminal that has rich, else one line."""
+    if not _rich_on(sys.stderr):
+        say(text)
+        yield
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(printable(text))):
+        yield
+
+
+@contextlib.contextmanager
+def _reader_may_go() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered would fail again when the interpreter ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise ReaderGoneError from None
+
+
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    with _reader_may_go():
+        Console().print(table)
+
+
+def _rich_on(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and importlib.util.find_spec("rich") is not None
+
+
+def _coloured(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

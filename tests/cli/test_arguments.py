@@ -1,0 +1,49 @@
+"""How the tool reads numbers, refs and seconds."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from xengrant.cli import arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("8", [8]),
+        ("8-11", [8, 9, 10, 11]),
+        ("8-9,40,7", [8, 9, 40, 7]),
+        ("4294967295", [4294967295]),
+        ("2147483648-2147483649", [2147483648, 2147483649]),
+    ],
+)
+def test_refs_are_unsigned_32_bit_numbers_and_ranges_in_order(text: str, wanted: list[int]) -> None:
+    assert arguments.refs(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "8-", "9-8", "4294967296", "8 9", "8,,9", "0x8", "٨", "8\n", "0-4294967295", "1e3"]
+)
+def test_what_is_no_ref_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.refs(text)
+
+
+def test_refs_print_as_they_are_read() -> None:
+    assert arguments.format_refs((8, 9, 10, 40, 7)) == "8-10,40,7"
+    many = tuple(range(0, 6000, 2))
+    assert arguments.refs(arguments.format_refs(many)) == list(many)
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", "1e10", ""])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.seconds(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "", "9" * 30])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        arguments.count(text)
