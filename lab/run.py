@@ -86,6 +86,9 @@ def _overlay(request: dict[str, object], *, interactive: bool) -> bytes:
     out = io.BytesIO()
     with CpioWriter(out) as archive:
         archive.file("init", (paths.LAB / "init" / "dom0.sh").read_bytes(), mode=0o755)
+        archive.tree("etc/fstab", paths.LAB / "init" / "dom0.fstab")
+        for directory in ("images", "results", "var/log/xen", "var/lib/xen"):
+            archive.directory(directory)
         for name in _EXPORTED:
             if (paths.CHECKOUT / name).is_dir():
                 archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, lambda path: not _NOISE.search(str(path)))

@@ -1,12 +1,12 @@
-"""Speaking to a guest over its console: sends requests to init/agent.sh there, and picks its answers out of what comes back.
+"""Speaking to a guest over its console: sends requests to init/agent.py there, and picks its answers out of what comes back.
 
 Called by `lab.dom0.guest`. The console is a terminal that the guest's kernel may write to as well, so answers are framed,
-sent in base64 and checked for length; one that was cut into is asked for again.
+compressed (a console carries some 10 KiB a second under emulation), sent in base64 and checked; one that was cut into is
+asked for again. The requests are described in init/agent.py.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
 import os
 import re
@@ -14,14 +14,13 @@ import select
 import threading
 import time
 import tty
+import zlib
 from dataclasses import dataclass
 
 __all__ = ["Answer", "Console", "ConsoleClosed"]
 
-_LINE = 720
-"""Characters of base64 in one request; a terminal's line may have 4095, and a multiple of 4 decodes by itself."""
-
-_BEGIN = re.compile(rb"@lab begin (\d+) (\d+) (\d+)")
+_STARTED = re.compile(rb"@lab started (\d+) (\d+)")
+_ANSWER = re.compile(rb"@lab answer (\d+) (\d+) (\d+)")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]+={0,2}")
 
 
@@ -46,49 +45,55 @@ class Console:
         self._changed = threading.Condition()
         self._sending = threading.Lock()
         self._answers: dict[int, Answer] = {}
-        self._ready = self._closed = False
+        self._pids: dict[int, int] = {}
+        self._closed = False
         self._last = 0
         self._reader = threading.Thread(target=self._read, name=f"console {pty}", daemon=True)
         self._reader.start()
 
     def wait_ready(self, deadline: float) -> bool:
-        """Wait until the agent in the guest answers; False if it does not by then."""
+        """Wait until the agent in the guest answers; False if it does not by then. It drops what comes before it is up."""
+        tags = []
         while time.monotonic() < deadline:
-            self._send("hello", deadline)
+            tags.append(self.ask("hello"))
             with self._changed:
-                if self._changed.wait_for(lambda: self._ready or self._closed, timeout=0.5):
-                    return self._ready
+                if self._changed.wait_for(lambda: self._closed or any(tag in self._answers for tag in tags), timeout=0.5):
+                    return not self._closed
         return False
 
-    def start(self, command: str) -> int:
-        """Start a command in the guest; returns the number by which it is known."""
+    def ask(self, verb: str, argument: int | str = "") -> int:
+        """Send a request; returns its tag, under which the answer will be found."""
         with self._changed:
             self._last += 1
-            number = self._last
-        text = base64.b64encode(command.encode()).decode()
-        lines = [f"put {number} {text[begin : begin + _LINE]}" for begin in range(0, len(text), _LINE)]
-        self._send("\n".join([*lines, f"run {number}"]), time.monotonic() + 60)
-        return number
+            tag = self._last
+        self._send(f"{tag} {verb} {argument}\n".encode(), time.monotonic() + 60)
+        return tag
 
-    def answered(self, number: int) -> bool:
+    def start(self, command: str) -> int:
+        """Start shell commands in the guest; returns their tag."""
+        return self.ask("run", binascii.b2a_base64(zlib.compress(command.encode()), newline=False).decode())
+
+    def pid(self, tag: int, deadline: float) -> int | None:
+        """The process id in the guest of started commands; None if it is not known by then."""
         with self._changed:
-            return number in self._answers
+            self._changed.wait_for(lambda: tag in self._pids or self._closed, timeout=max(0.0, deadline - time.monotonic()))
+            return self._pids.get(tag)
 
-    def wait(self, number: int, deadline: float) -> Answer | None:
-        """Wait for the end of a command; None if it has not ended by then. ConsoleClosed if the domain has."""
+    def answered(self, tag: int) -> bool:
+        with self._changed:
+            return tag in self._answers
+
+    def wait(self, tag: int, deadline: float) -> Answer | None:
+        """Wait for an answer; None if it has not come by then. ConsoleClosed if the domain has ended."""
         with self._changed:
             done = self._changed.wait_for(
-                lambda: number in self._answers or self._closed, timeout=max(0.0, deadline - time.monotonic())
+                lambda: tag in self._answers or self._closed, timeout=max(0.0, deadline - time.monotonic())
             )
-            if number in self._answers:
-                return self._answers[number]
+            if tag in self._answers:
+                return self._answers[tag]
         if done:
             raise ConsoleClosed
         return None
-
-    def kill(self, number: int) -> None:
-        """Kill a command and its children with SIGKILL."""
-        self._send(f"kill {number}", time.monotonic() + 10)
 
     def close(self) -> None:
         with self._changed:
@@ -99,8 +104,8 @@ class Console:
             os.close(self._fd)
             self._fd = -1
 
-    def _send(self, lines: str, deadline: float) -> None:
-        data = memoryview(lines.encode() + b"\n")
+    def _send(self, request: bytes, deadline: float) -> None:
+        data = memoryview(request)
         with self._sending:
             while data and not self._closed:
                 if time.monotonic() > deadline:
@@ -117,7 +122,7 @@ class Console:
 
     def _read(self) -> None:
         partial = b""
-        answer: tuple[int, int, int] | None = None
+        answer: tuple[int, ...] = ()
         body: list[bytes] = []
         while not self._closed:
             if not select.select([self._fd], [], [], 0.5)[0]:
@@ -132,31 +137,29 @@ class Console:
                 break
             *lines, partial = (partial + data).split(b"\n")
             for line in map(bytes.strip, lines):
-                begin = _BEGIN.search(line)
-                if begin:
-                    number, status, size = map(int, begin.groups())
-                    answer, body = (number, status, size), []
+                if begin := _ANSWER.search(line):
+                    answer, body = tuple(map(int, begin.groups())), []
                 elif answer and line == b"@lab end %d" % answer[0]:
                     self._complete(*answer, b"".join(body))
-                    answer = None
+                    answer = ()
                 elif answer and _BASE64.fullmatch(line):
                     body.append(line)
-                elif line.endswith(b"@lab ready"):
+                elif started := _STARTED.search(line):
                     with self._changed:
-                        self._ready = True
+                        self._pids[int(started[1])] = int(started[2])
                         self._changed.notify_all()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
-    def _complete(self, number: int, status: int, size: int, body: bytes) -> None:
+    def _complete(self, tag: int, status: int, size: int, body: bytes) -> None:
         try:
-            output = base64.b64decode(body)
-        except binascii.Error:
-            output = b""
-        with self._changed:
-            if len(output) == size:
-                self._answers[number] = Answer(status, output)
+            output = zlib.decompress(binascii.a2b_base64(body))
+        except (binascii.Error, zlib.error):
+            output = None
+        if output is not None and len(output) == size:
+            with self._changed:
+                self._answers[tag] = Answer(status, output)
                 self._changed.notify_all()
-                return
-        threading.Thread(target=self._send, args=(f"show {number}", time.monotonic() + 10), daemon=True).start()
+        else:
+            threading.Thread(target=self.ask, args=("again", tag), daemon=True).start()

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.dom0 import overlay
-from lab.dom0.console import Answer, Console, ConsoleClosed
+from lab.dom0.console import Console, ConsoleClosed
 from lab.dom0.places import GUEST_KIND, RESULTS
 from lab.dom0.xl import XlError, xenstore_read, xl
 
 __all__ = ["Command", "Guest", "GuestError", "GuestTimeout", "Result"]
 
-_ANSWERS = re.compile(r"^@lab begin .*?^@lab end \d+\n", re.MULTILINE | re.DOTALL)
+_ANSWERS = re.compile(r"^@lab answer .*?^@lab end \d+\n|^@lab started .*\n", re.MULTILINE | re.DOTALL)
 
 
 class GuestError(Exception):
@@ -39,36 +39,34 @@ class Result(NamedTuple):
 class Command:
     """A command in a guest, running or done. Its output grows in the guest's file `output_path`."""
 
-    def __init__(self, guest: Guest, text: str, number: int) -> None:
-        self._guest, self._number = guest, number
+    def __init__(self, guest: Guest, text: str) -> None:
+        self._guest = guest
+        self._tag = guest._ask("run", text)
         self.text = text
-        self.output_path = f"/run/lab/{number}.out"
+        self.output_path = f"/run/lab/{self._tag}.out"
 
     @property
     def done(self) -> bool:
-        return self._guest._console_or_error().answered(self._number)
+        return self._guest._talk().answered(self._tag)
 
     def pid(self) -> int:
         """Its process id in the guest: the shell's, or that of the program if the command begins with `exec`."""
-        return int(self._guest.run(f"cat /run/lab/{self._number}.pid").output)
+        pid = self._guest._talk().pid(self._tag, time.monotonic() + 30)
+        if pid is None:
+            raise self._guest._error(f"the guest did not start {self.text!r}")
+        return pid
 
     def output(self) -> str:
         """What it has printed so far."""
-        return self._guest.run(f"cat {self.output_path}").output
+        return self._guest._answer(self._guest._ask("peek", self._tag), 30, f"peek at {self.text!r}").output
 
     def wait(self, timeout: float = 60) -> Result:
         """Wait for its end. GuestTimeout after `timeout` seconds (it keeps running), GuestError if the domain ended."""
-        try:
-            answer = self._guest._console_or_error().wait(self._number, time.monotonic() + timeout)
-        except ConsoleClosed:
-            raise self._guest._error(f"the domain ended while {self.text!r} ran") from None
-        if answer is None:
-            raise self._guest._error(f"{self.text!r} was not done after {timeout:g} s", GuestTimeout)
-        return _result(answer)
+        return self._guest._answer(self._tag, timeout, repr(self.text))
 
     def kill(self) -> None:
-        """Kill it and its children with SIGKILL."""
-        self._guest._console_or_error().kill(self._number)
+        """Kill it and its children with SIGKILL; returns when they have been."""
+        self._guest._answer(self._guest._ask("kill", self._tag), 30, f"kill {self.text!r}")
 
 
 class Guest:
@@ -152,10 +150,7 @@ class Guest:
 
     def start(self, command: str) -> Command:
         """Start shell commands in the background, beside others."""
-        try:
-            return Command(self, command, self._console_or_error().start(command))
-        except ConsoleClosed:
-            raise self._error("the domain has ended") from None
+        return Command(self, command)
 
     def console_log(self) -> str:
         """All the guest's kernel and init have written to the console so far, without the answers to commands."""
@@ -188,15 +183,28 @@ class Guest:
         if not ready:
             raise self._error("its shell did not answer")
 
-    def _console_or_error(self) -> Console:
+    def _talk(self) -> Console:
         if self._console is None:
             raise GuestError(f"{self.name} is paused and has not run yet")
         return self._console
+
+    def _ask(self, verb: str, argument: int | str) -> int:
+        console = self._talk()
+        try:
+            return console.start(str(argument)) if verb == "run" else console.ask(verb, argument)
+        except ConsoleClosed:
+            raise self._error("the domain has ended") from None
+
+    def _answer(self, tag: int, timeout: float, what: str) -> Result:
+        try:
+            answer = self._talk().wait(tag, time.monotonic() + timeout)
+        except ConsoleClosed:
+            raise self._error(f"the domain ended before {what} was done") from None
+        if answer is None:
+            raise self._error(f"{what} was not done after {timeout:g} s", GuestTimeout)
+        return Result(answer.status, answer.output.decode(errors="replace"))
 
     def _error(self, reason: str, kind: type[GuestError] = GuestError) -> GuestError:
         tail = "\n".join(f"    {line}" for line in self.console_log().splitlines()[-25:])
         return kind(f"{self.name} (domain {self.domid}): {reason}. Its console ends:\n{tail}")
 
-
-def _result(answer: Answer) -> Result:
-    return Result(answer.status, answer.output.decode(errors="replace"))

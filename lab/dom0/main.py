@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import sys
 
 from lab.dom0.places import PROJECT, request
@@ -12,5 +12,6 @@ if __name__ == "__main__":
     script = str(PROJECT / "lab" / "jobs" / f"{wanted['job']}.py")
     arguments = wanted["arguments"]
     assert isinstance(arguments, list)
-    os.environ["PYTHONUNBUFFERED"] = "1"
-    os.execv(sys.executable, [sys.executable, script, *map(str, arguments)])
+    sys.argv = [script, *map(str, arguments)]
+    sys.path[0] = str(PROJECT / "lab" / "jobs")
+    runpy.run_path(script, run_name="__main__")

@@ -32,9 +32,12 @@ def ramdisk(files: Mapping[str, Path | bytes]) -> Path:
     """A guest's image with `files` in it: guest path -> a file or directory here, or the content itself."""
     out = io.BytesIO()
     with CpioWriter(out) as archive:
-        for name in ("guest.sh", "agent.sh"):
-            target = "init" if name == "guest.sh" else f"opt/lab/{name}"
-            archive.file(target, (PROJECT / "lab" / "init" / name).read_bytes(), mode=0o755)
+        for directory in ("dev", "proc", "root", "run", "sys", "tmp"):
+            archive.directory(directory)
+        init = PROJECT / "lab" / "init"
+        archive.file("init", (init / "guest.sh").read_bytes(), mode=0o755)
+        archive.tree("etc/fstab", init / "guest.fstab")
+        archive.tree("opt/lab/agent.py", init / "agent.py")
         if (PROJECT / "src" / "xengrant").is_dir():
             archive.tree("opt/xengrant/xengrant", PROJECT / "src" / "xengrant")
         if BIN.is_dir():

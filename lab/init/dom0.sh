@@ -1,29 +1,18 @@
 #!/bin/sh
 # dom0's init: mounts, modules, Xen's toolstack, then the job (lab.dom0.main) or a shell, then power off.
 # It is added to the initramfs at each run, with the project at /opt/project.
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export HOME=/root LANG=C.UTF-8 PYTHONPATH=/opt/project/src:/opt/project PYTHONFAULTHANDLER=1
+for xen in /usr/lib/xen-4.*/bin; do export PATH="$xen:/usr/sbin:/usr/bin:/sbin:/bin"; done
+export HOME=/root LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/project/src:/opt/project PYTHONFAULTHANDLER=1
 
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-mkdir -p /dev/pts /dev/shm /run /tmp /results /images
-mount -t devpts devpts /dev/pts # xenconsoled needs it
-mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
-mkdir -p /run/lock /run/xen /var/log/xen /var/lib/xen
-for module in virtio_pci 9pnet_virtio 9p xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs; do
-    modprobe "$module" || echo "lab: modprobe $module failed"
-done
+mount -a # /etc/fstab
+mkdir -p /run/lock /run/xen
+modprobe -a virtio_pci 9pnet_virtio 9p xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
 mount -t xenfs xenfs /proc/xen
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 results /results || echo "lab: no results share"
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro images /images || echo "lab: no images share"
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 results /results
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro images /images
 stage() { echo "$1" > /results/.stage; }
 
 stage "starting xenstored"
-XEN=$(echo /usr/lib/xen-4.*/bin)
-export PATH="$XEN:$PATH"
 mkdir -p /results/console
 ulimit -n 65536
 xenstored --pid-file=/run/xen/xenstored.pid

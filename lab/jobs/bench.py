@@ -1,0 +1,70 @@
+"""Two loops with no handshake inside, Python's and C's in turns: sharing and unmapping pages in a guest, and mapping and
+unmapping in dom0 what a guest holds open. The times go to bench.json in the results; `python3 -m benchmarks.run` builds the
+C programs, runs this and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+
+from lab.dom0 import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS, Guest, xl
+
+SIZES = {
+    "share": {1: 200, 16: 100, 128: 25},
+    "map": {1: 100, 16: 40, 128: 10},
+}
+"""Cycles of a turn for each number of pages: about a third of a second."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the cycles of each turn")
+    options = parser.parse_args()
+    missing = [name for name in ("share-loop", "map-loop") if not (BIN / name).is_file()]
+    if missing:
+        sys.exit(f"{' and '.join(missing)} not built: run this with `python3 -m benchmarks.run`")
+    info = dict(line.split(":", 1) for line in xl("info").splitlines() if ":" in line)
+    found: dict[str, object] = {
+        "release": RELEASE,
+        "guest": GUEST_KIND,
+        "xen": next(value.strip() for key, value in info.items() if key.strip() == "xen_version"),
+        "linux": platform.release(),
+        "python": platform.python_version(),
+    }
+
+    def turns(loop: str) -> list[str]:
+        sizes = [f"--size={pages}:{max(1, round(cycles * options.scale))}" for pages, cycles in SIZES[loop].items()]
+        return ["-m", "benchmarks.turns", f"--turns={options.turns}", *sizes]
+
+    with Guest.create("bench", files={"opt/xengrant/benchmarks": PROJECT / "benchmarks"}) as guest:
+        programs = ["C=/opt/bin/share-loop 0", "Python=python3 -m benchmarks.share_loop 0"]
+        found["share"] = json.loads(guest.check(shlex.join(["python3", *turns("share"), *programs]), timeout=150))
+        print("share + munmap in the guest: done", flush=True)
+
+        refs = _hold(guest, max(SIZES["map"]))
+        programs = [f"C={BIN}/map-loop {guest.domid} {refs}", f"Python={sys.executable} -m benchmarks.map_loop {guest.domid} {refs}"]
+        done = subprocess.run([sys.executable, *turns("map"), *programs], stdout=subprocess.PIPE, text=True, check=True)
+        found["map"] = json.loads(done.stdout)
+        print("map + unmap in dom0: done", flush=True)
+    (RESULTS / "bench.json").write_text(json.dumps(found, indent=1))
+
+
+def _hold(guest: Guest, pages: int) -> str:
+    """Let the guest share `pages` pages with dom0 and keep them; returns the refs."""
+    holding = guest.start(f"exec python3 -m benchmarks.hold 0 {pages}")
+    deadline = time.monotonic() + 60
+    while not (refs := holding.output()).endswith("\n"):
+        if holding.done or time.monotonic() > deadline:
+            sys.exit(f"the guest did not share its pages: {refs}")
+        time.sleep(0.2)
+    return refs.strip()
+
+
+main()
