@@ -1,0 +1,405 @@
+"""An embedded machine's devices: `SocketSystem`, from ``embedded:DIRECTORY?domid=N``, and the files it opens.
+
+`open_system` makes the system; nothing else imports this. One connection is one open file. Requests that only concern
+this process are answered here: the address of a mapping (gntdev), and everything that is done with a bound port
+(`socket_events.py`). Ioctls with pointers carry the bytes along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+from xengrant.abi import gntalloc, gntdev
+from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.devices import Device, Pointer, System, wire
+from xengrant.devices.client import Client, Reply, ask
+from xengrant.devices.pages import replace_pages
+from xengrant.devices.wire import Direction, Kind
+from xengrant.errors import InterfaceUnavailable
+from xengrant.memory import Mapping
+
+__all__ = ["SocketDevice", "SocketSystem"]
+
+_DIRECTIONS = {"in": Direction.IN, "out": Direction.OUT, "inout": Direction.INOUT, "map": Direction.MAP}
+
+
+class SocketSystem(System):
+    """A domain of an embedded machine.
+
+    The URL is ``embedded:DIRECTORY?domid=N``, the directory percent-encoded where it has to be. `ValueError` for
+    another; whether the machine runs is seen when a device is opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        scheme, _, rest = url.partition(":")
+        path, _, query = rest.partition("?")
+        fields = dict(parse_qsl(query, keep_blank_values=True))
+        domid = fields.pop("domid", "")
+        kernel = fields.pop("kernel", "0")
+        if scheme != "embedded" or not path or fields or not domid.isascii() or not domid.isdigit() or kernel not in "01":
+            raise ValueError(f"{url!r}: an embedded machine's URL is embedded:DIRECTORY?domid=N")
+        self.directory = os.path.abspath(unquote(path))
+        self.domid = int(domid)
+        self.is_kernel = kernel == "1"
+        if self.domid >= DOMID_FIRST_RESERVED:
+            raise ValueError(f"{url!r}: domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
+
+    def __repr__(self) -> str:
+        return f"<SocketSystem {self.url}>"
+
+    def open(self, name: str) -> Device:
+        from xengrant.devices.socket_events import EvtchnDevice, XenbusDevice
+
+        opened: dict[str, Callable[[str, Client], Device]] = {
+            "gntalloc": GntallocDevice,
+            "gntdev": GntdevDevice,
+            "privcmd": PrivcmdDevice,
+            "evtchn": EvtchnDevice,
+            "xenbus": XenbusDevice,
+        }
+        if name not in opened:
+            raise InterfaceUnavailable(errno.ENOENT, f"an embedded machine has no device {name!r}")
+        return opened[name](name, Client(self.directory, self.domid, name, kernel=self.is_kernel))
+
+    def parameter(self, module: str, name: str) -> str | None:
+        value: str | None = ask(self.directory, "parameter", domid=self.domid, module=module, name=name)
+        return value
+
+    def kernel_log(self, seconds: float) -> list[str]:
+        lines: list[str] = ask(self.directory, "kernel_log", domid=self.domid, seconds=seconds)
+        return lines
+
+
+class _Place(NamedTuple):
+    """Where a mapping is: its address here, and the file's bytes that it shows."""
+
+    address: int
+    offset: int
+    length: int
+
+
+class _Unmapped:
+    """What a mapping calls when its memory is gone: tells the device, then whoever asked for the mapping."""
+
+    __slots__ = ("callback", "cookie", "device")
+
+    def __init__(self, device: SocketDevice, cookie: int, callback: Callable[[], None] | None) -> None:
+        self.device = device
+        self.cookie = cookie
+        self.callback = callback
+
+    def __call__(self) -> None:
+        self.device.unmapped(self)
+
+
+class SocketDevice(Device):
+    """One open file of an embedded machine.
+
+    Closing it drops the descriptor's own reference: the connection ends with the last mapping, as the kernel's file
+    would. Threads: any call from any thread; requests wait for each other. A mapping's end may be told by a finalizer
+    in any thread, even inside a request of its own, so it is queued: whoever holds the lock tells the machine.
+    """
+
+    def __init__(self, name: str, client: Client) -> None:
+        super().__init__(name)
+        self._client = client
+        self._lock = threading.Lock()
+        self._unmapped: deque[_Unmapped] = deque()
+        self._cookies = itertools.count(1)
+        self._live: dict[int, _Place | None] = {}  # mappings by cookie
+        self._drop = weakref.finalize(self, _drop_unclosed, client, name)
+        self._drop.atexit = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {'closed' if self.closed else 'open'}>"
+
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        self._check_open()
+        return self._ioctl(request, arg, pointers)[0]
+
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        self._check_open()
+        place = _Place(0, offset, -(-length // PAGE_SIZE) * PAGE_SIZE)
+        notice = self._notice(unmapped)
+        try:
+            reply = self.request(Kind.MMAP, wire.pack_mmap(notice.cookie, place.length, offset, writable=writable))
+            try:
+                mapping = self._map(reply, place, writable, notice)
+                self._live[notice.cookie] = place._replace(address=mapping.address)
+            finally:
+                reply.close_fds()
+        except BaseException:
+            # Also when the machine has mapped it and we have not: it ignores a cookie that it does not know.
+            notice.callback = None
+            notice()
+            raise
+        return mapping
+
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.EINVAL, f"{self.name} cannot be read")
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.EINVAL, f"{self.name} cannot be written")
+
+    def fileno(self) -> int:
+        self._check_open()
+        return self._client.sock.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._drop.detach()
+            self._closing()
+            self._flush()
+
+    def abandon(self) -> None:
+        self.closed = True
+        self._drop.detach()
+        self._client.close()
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._unmapped.clear()
+
+    def request(self, kind: Kind, body: bytes = b"") -> Reply:
+        """Ask the machine, after it was told of all that was unmapped before."""
+        told: list[_Unmapped] = []
+        try:
+            with self._lock:
+                told = self._tell()
+                if self._client.dead:
+                    self._check_open()
+                return self._client.request(kind, body)
+        finally:
+            self._call_back(told)
+            self._flush()
+
+    def unmapped(self, notice: _Unmapped) -> None:
+        """A mapping is gone; its `_Unmapped` calls this."""
+        self._unmapped.append(notice)
+        if not wire.is_serving():
+            self._flush()
+        else:  # a finalizer in the machine's own thread, which cannot wait for itself
+            with contextlib.suppress(RuntimeError):
+                threading.Thread(target=self._flush, name="xengrant-unmap", daemon=True).start()
+
+    def _ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer]) -> tuple[int, bytes, list[int]]:
+        """Do it at the machine: (result, what came behind the argument, descriptors)."""
+        cookies = {place.address: cookie for cookie, place in list(self._live.items()) if place} if pointers else {}
+        reply = self.request(Kind.IOCTL, _gather(request, arg, pointers, cookies))
+        try:
+            return reply.result, _scatter(reply.body, arg, pointers), reply.fds
+        except BaseException:
+            reply.close_fds()
+            raise
+
+    def _notice(self, callback: Callable[[], None] | None) -> _Unmapped:
+        notice = _Unmapped(self, next(self._cookies), callback)
+        self._live[notice.cookie] = None
+        return notice
+
+    def _map(self, reply: Reply, place: _Place, writable: bool, notice: _Unmapped) -> Mapping:
+        return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=writable, unmapped=notice)
+
+    def _flush(self) -> None:
+        """Tell the machine of what was unmapped, unless another thread (or a caller of ours) is at it and will.
+
+        That one looks again after it let go of the lock, so nothing is left behind.
+        """
+        while (self._unmapped or self._is_over()) and self._lock.acquire(blocking=False):
+            try:
+                told = self._tell()
+                if self._is_over():
+                    self._release()
+            finally:
+                self._lock.release()
+            self._call_back(told)
+
+    def _tell(self) -> list[_Unmapped]:
+        """Send one MUNMAP for all that is queued; holding the lock."""
+        told = [self._unmapped.popleft() for _ in range(len(self._unmapped))]
+        if told:
+            try:
+                with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
+                    self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))
+            except BaseException:
+                self._unmapped.extendleft(reversed(told))
+                raise
+            for notice in told:
+                self._live.pop(notice.cookie, None)
+        return told
+
+    def _call_back(self, told: list[_Unmapped]) -> None:
+        for notice in told:
+            if notice.callback is not None and not self._client.dead:
+                with contextlib.suppress(InterfaceUnavailable):
+                    notice.callback()
+
+    def _is_over(self) -> bool:
+        return self.closed and not self._live and not self._client.dead
+
+    def _release(self) -> None:
+        """The last reference is gone: when this returns the machine has released the file."""
+        with contextlib.suppress(OSError):
+            self._client.request(Kind.RELEASE)
+        self._client.close()
+
+    def _closing(self) -> None:
+        """Give up what the descriptor itself holds in this process."""
+
+
+def _drop_unclosed(client: Client, name: str) -> None:
+    client.close()
+    warnings.warn(f"unclosed {name} of an embedded machine", ResourceWarning, stacklevel=2)
+
+
+class GntallocDevice(SocketDevice):
+    """gntalloc. The memory of a read-only ALLOC is mapped here before the machine seals it against writing."""
+
+    def __init__(self, name: str, client: Client) -> None:
+        super().__init__(name, client)
+        self._mapped: dict[int, tuple[Mapping, _Unmapped]] = {}  # by index, until mmap asks for it
+
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        self._check_open()
+        if request == gntalloc.ALLOC_GREF and len(arg) >= len(gntalloc.pack_alloc(0, 0, 0)):
+            _domid, flags, count = gntalloc.unpack_alloc(arg)
+            if count and not flags & gntalloc.FLAG_WRITABLE:
+                return self._alloc_readonly(arg, count)
+        result = super().ioctl(request, arg, pointers)
+        if request == gntalloc.DEALLOC_GREF:
+            self._forget(gntalloc.unpack_dealloc(arg)[0])
+        return result
+
+    def _alloc_readonly(self, arg: bytearray, count: int) -> int:
+        mapping, notice = None, self._notice(None)
+        try:
+            with contextlib.suppress(OSError):  # ALLOC itself will say what is wrong
+                mapping = self._prepare(count, notice)
+            result = super().ioctl(gntalloc.ALLOC_GREF, arg)
+        except BaseException:
+            if mapping is None:
+                notice()
+            else:
+                mapping.close()
+            raise
+        if mapping is None:
+            notice()
+        else:
+            self._mapped[gntalloc.alloc_result(arg, 1)[0]] = mapping, notice
+        return result
+
+    def _prepare(self, count: int, notice: _Unmapped) -> Mapping:
+        reply = self.request(Kind.PREPARE, wire.pack_prepare(count))
+        try:
+            return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=True, unmapped=notice)
+        finally:
+            reply.close_fds()
+
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        self._check_open()
+        mapping, notice = self._mapped.get(offset, (None, None))
+        if mapping is None or notice is None or not writable or len(mapping) != length:
+            return super().mmap(length, offset, writable=writable, unmapped=unmapped)
+        self.request(Kind.MMAP, wire.pack_mmap(notice.cookie, length, offset, writable=True)).close_fds()
+        notice.callback = unmapped
+        del self._mapped[offset]
+        return mapping
+
+    def _forget(self, index: int) -> None:
+        mapping, _ = self._mapped.pop(index, (None, None))
+        if mapping is not None:
+            mapping.close()
+
+    def _closing(self) -> None:
+        for index in list(self._mapped):
+            self._forget(index)
+
+
+class GntdevDevice(SocketDevice):
+    """gntdev. Which map lies at an address is known here."""
+
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        self._check_open()
+        if request == gntdev.GET_OFFSET_FOR_VADDR:
+            return self._offset_for_vaddr(arg)
+        return super().ioctl(request, arg, pointers)
+
+    def _offset_for_vaddr(self, arg: bytearray) -> int:
+        vaddr = gntdev.unpack_offset(arg)
+        for place in list(self._live.values()):
+            if place is not None and place.address <= vaddr < place.address + place.length:
+                gntdev.fill_offset(arg, place.offset, place.length // PAGE_SIZE)
+                return 0
+        raise OSError(errno.EINVAL, f"no map of this file at address {vaddr:#x}")
+
+
+class PrivcmdDevice(SocketDevice):
+    """privcmd. A mapping is memory of this process until MMAP_RESOURCE puts a resource in its place."""
+
+    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
+        self._check_open()
+        targets = [pointer.target for pointer in pointers if pointer.direction == "map"]
+        result, rest, fds = self._ioctl(request, arg, pointers)
+        try:
+            if targets and isinstance(targets[0], Mapping):
+                replace_pages(targets[0], wire.unpack_parts(rest, fds))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return result
+
+    def _map(self, reply: Reply, place: _Place, writable: bool, notice: _Unmapped) -> Mapping:
+        fd = os.memfd_create("xengrant-privcmd", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, place.length)
+            return Mapping(((fd, 0, place.length),), writable=writable, unmapped=notice)
+        finally:
+            os.close(fd)
+
+
+def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: dict[int, int]) -> bytes:
+    """The ioctl with the bytes that go in. `cookies`: of this device's mappings, by address."""
+    holders = {id(arg): 0}
+    packed = []
+    for number, pointer in enumerate(pointers, 1):
+        target = pointer.target
+        if isinstance(target, Mapping):
+            if pointer.direction != "map" or target.address not in cookies:
+                raise OSError(errno.EINVAL, "the address is no mapping of this file")
+            data = wire.pack_munmap([cookies[target.address]])
+            length = len(data)
+        else:
+            length = memoryview(target).nbytes
+            data = b"" if pointer.direction == "out" else bytes(target)
+        holders[id(target)] = number
+        packed.append((holders[id(pointer.holder)], pointer.at, _DIRECTIONS[pointer.direction], length, data))
+    body = wire.pack_ioctl(request, arg, packed)
+    if len(body) > wire.MAX_BODY:
+        raise OSError(errno.ENOMEM, f"an ioctl of {len(body)} bytes, where an embedded machine takes {wire.MAX_BODY}")
+    return body
+
+
+def _scatter(body: bytes, arg: bytearray, pointers: Sequence[Pointer]) -> bytes:
+    """Put what came back where it belongs; the rest is returned."""
+    arg[:] = body[: len(arg)]
+    at = len(arg)
+    for pointer in pointers:
+        if pointer.direction in ("out", "inout") and not isinstance(pointer.target, Mapping):
+            view = memoryview(pointer.target).cast("B")
+            view[:] = body[at : at + len(view)]
+            at += len(view)
+    return body[at:]

@@ -1,0 +1,197 @@
+"""A device's connection to the machine: requests in, replies out (`devices/wire.py`).
+
+The server makes a `Connection` for each accepted socket. HELLO says which file it is; from then on it is that file, or,
+for xenbus, a connection to xenstore. Whatever a client sends, the worst that happens is that it is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from xengrant.devices import wire
+from xengrant.devices.wire import Kind, Malformed
+from xengrant.embedded.domain import Domain
+from xengrant.embedded.evtchn import Evtchn
+from xengrant.embedded.files import Answer, File, fault
+from xengrant.embedded.gntalloc import Gntalloc
+from xengrant.embedded.gntdev import Gntdev
+from xengrant.embedded.hypervisor import Hypervisor
+from xengrant.embedded.privcmd import Privcmd
+from xengrant.embedded.stream import Stream
+
+_log = logging.getLogger("xengrant.embedded")
+
+_FILES: dict[str, type[File]] = {"gntalloc": Gntalloc, "gntdev": Gntdev, "evtchn": Evtchn, "privcmd": Privcmd}
+
+# A client that connects and says nothing is dropped after so many seconds.
+_HELLO_TIMEOUT = 10.0
+
+
+class Server(Protocol):
+    """What a connection needs of the machine around it."""
+
+    hypervisor: Hypervisor
+
+    def control(self, request: bytes) -> bytes: ...
+    def open_xenbus(self, domain: Domain, stream: Stream) -> Callable[[bytes], None]: ...
+    def forget(self, connection: Connection) -> None: ...
+
+
+class Connection:
+    """One client. `domain` is None until HELLO, and for a control connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, server: Server) -> None:
+        self._server = server
+        self._inbox = bytearray()
+        self._file: File | None = None
+        self._raw: Callable[[bytes], None] | None = None
+        self._control = False
+        self.device = "?"
+        self.domain: Domain | None = None
+        self.stream = Stream(loop, sock, self._received, self._ended)
+        self._hello_timer = loop.call_later(_HELLO_TIMEOUT, self.stream.close)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.device} of domain {self.domain.domid if self.domain else '-'}>"
+
+    def _ended(self) -> None:
+        """The client is gone, which is the end of its file."""
+        self._hello_timer.cancel()
+        file, self._file = self._file, None
+        if file is not None and not file.domain.dying:
+            file.release()
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw(b"")
+        self._server.forget(self)
+
+    def _received(self, data: bytes) -> None:
+        if self._raw is not None:
+            if data:
+                self._raw(data)
+            return
+        self._inbox += data
+        try:
+            while not self.stream.closed and not self.stream.pending and not self.stream.paused:
+                message = self._next_message()
+                if message is None:
+                    return
+                self._serve(*message)
+                if self._raw is not None:  # HELLO of xenbus: what came behind it is xenstore's
+                    rest, self._inbox = bytes(self._inbox), bytearray()
+                    if rest:
+                        self._raw(rest)
+                    return
+        except Malformed as error:
+            _log.info("%r dropped: %s", self, error)
+            self.stream.close()
+        except Exception:
+            _log.exception("%r dropped: the machine failed", self)
+            self.stream.close()
+
+    def _next_message(self) -> tuple[Kind, bytes] | None:
+        head = wire.REQUEST.size
+        if len(self._inbox) < head:
+            return None
+        length, kind = wire.parse_request(self._inbox)
+        if length > self._room(kind):
+            raise Malformed(f"{kind.name} of {length} bytes")
+        if len(self._inbox) < head + length:
+            return None
+        body = bytes(self._inbox[head : head + length])
+        del self._inbox[: head + length]
+        return kind, body
+
+    def _room(self, kind: Kind) -> int:
+        """Check that this kind of request may come now, and return how long it may be."""
+        if (kind is Kind.HELLO) != (self.device == "?"):
+            raise Malformed(f"{kind.name} out of order")
+        if (kind is Kind.CONTROL) != self._control:
+            raise Malformed(f"{kind.name} on {self.device}")
+        return {Kind.HELLO: wire.MAX_HELLO, Kind.CONTROL: wire.MAX_CONTROL}.get(kind, wire.MAX_BODY)
+
+    def _serve(self, kind: Kind, body: bytes) -> None:
+        try:
+            if kind is Kind.HELLO:
+                self._hello(body)
+            elif kind is Kind.CONTROL:
+                self.stream.send(wire.pack_reply(0, self._server.control(body)))
+            else:
+                self._call(kind, body)
+        except OSError as error:
+            text = str(error.args[1] if len(error.args) > 1 else error)
+            self.stream.send(wire.pack_reply(-(error.errno or errno.EIO), text.encode()))
+
+    def _hello(self, body: bytes) -> None:
+        hello = wire.unpack_hello(body)
+        if hello.version != wire.VERSION:
+            raise fault(errno.EPROTO, f"this machine speaks version {wire.VERSION}, the client {hello.version}")
+        if hello.device not in wire.DEVICES:
+            raise fault(errno.ENOENT, f"no device {hello.device!r}")
+        if hello.kernel:
+            raise fault(errno.EOPNOTSUPP, "this machine takes no domain's kernel yet: leave kernel=1 out")
+        self._hello_timer.cancel()
+        if hello.device == "control":
+            self._control = True
+        else:
+            self.domain = self._server.hypervisor.attach(hello.domid)
+        self.device = hello.device
+        if self.domain is not None and self.domain.paused:
+            self.stream.paused = True
+        if self.domain is not None and hello.device in _FILES:
+            self._file = _FILES[hello.device](self._server.hypervisor, self.domain)
+        self.stream.send(wire.pack_reply(0))
+        if self.domain is not None and hello.device == "xenbus":
+            self._raw = self._server.open_xenbus(self.domain, self.stream)
+
+    def _call(self, kind: Kind, body: bytes) -> None:
+        file = self._file
+        if file is None:
+            raise Malformed(f"{kind.name} on {self.device}")
+        if kind is Kind.IOCTL:
+            self._ioctl(file, body)
+        elif kind is Kind.MMAP:
+            request = wire.unpack_mmap(body)
+            self._answer(file.map(request.cookie, request.length, request.offset, writable=request.writable))
+        elif kind is Kind.MUNMAP:
+            for cookie in wire.unpack_munmap(body):
+                file.unmap(cookie)
+            self._answer(Answer())
+        elif kind is Kind.PREPARE:
+            self._answer(file.prepare(wire.unpack_prepare(body)))
+        else:
+            self._file = None
+            file.release()
+            self._answer(Answer())
+            if not self.stream.pending:
+                self.stream.close()  # so that a client that has its answer is no longer counted
+
+    def _ioctl(self, file: File, body: bytes) -> None:
+        call = wire.unpack_ioctl(body)
+        try:
+            answer = file.ioctl(call)
+        except (struct.error, ValueError) as error:
+            raise fault(errno.EFAULT, str(error)) from None
+        self._answer(answer, call)
+
+    def _answer(self, answer: Answer, call: wire.Ioctl | None = None) -> None:
+        packed, fds = wire.pack_parts(answer.parts)
+        body = packed if call is None else wire.pack_ioctl_reply(call, packed)
+        try:
+            self.stream.send(wire.pack_reply(answer.result, body, len(fds)), fds)
+        finally:
+            for fd in answer.temporary:
+                os.close(fd)
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """The user at the other end (unix(7), SO_PEERCRED)."""
+    credentials: tuple[Any, ...] = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(credentials[1])

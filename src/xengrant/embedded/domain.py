@@ -1,0 +1,126 @@
+"""What the hypervisor knows of a domain, and the settings it was made with.
+
+A `Domain` is a record: processes attach to it, and it lives on without them. It holds what Xen holds (grant table,
+active entries, ports); what its Linux kernel holds is in `linux.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from xengrant.abi.grant_table import V1_ENTRIES_PER_FRAME
+from xengrant.abi.xen import PAGE_SIZE
+from xengrant.embedded.memory import Memory
+from xengrant.grant_table import Entries
+
+if TYPE_CHECKING:
+    from xengrant.embedded.event_channels import Port
+    from xengrant.embedded.files import File
+    from xengrant.embedded.linux import Linux
+    from xengrant.embedded.memory import Page
+
+Lifetime = Literal["pv", "hvm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a domain and its kernel were configured with."""
+
+    lifetime: Lifetime = "pv"  # pv: munmap releases a grant; hvm: munmap and UNMAP_GRANT_REF, both
+    max_grant_frames: int = 64
+    max_maptrack_frames: int = 1024
+    max_event_channels: int = 1023
+    gntalloc_limit: int = 1024  # pages, xen_gntalloc's `limit`
+    gntdev_limit: int = 65536  # grants for each request, xen_gntdev's `limit`
+    reclaim_interval: float = 1.0  # seconds between two tries at what the peer still maps
+    free_per_iteration: int = 10  # pages for each try, grant_table's parameter; 0: all
+    unmap_delay: float = 0.0  # seconds that gntdev takes to unmap
+
+    def __post_init__(self) -> None:
+        if self.lifetime not in ("pv", "hvm"):
+            raise ValueError(f"lifetime {self.lifetime!r}: pv or hvm")
+        if not 1 <= self.max_grant_frames <= 4096:
+            raise ValueError(f"max_grant_frames {self.max_grant_frames}: 1 to 4096")
+        if not 1 <= self.max_event_channels <= 131071:
+            raise ValueError(f"max_event_channels {self.max_event_channels}: 1 to 131071")
+        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "free_per_iteration", "unmap_delay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} is negative")
+        if self.reclaim_interval <= 0:
+            raise ValueError(f"reclaim_interval {self.reclaim_interval}: more than 0 seconds")
+
+
+@dataclass(slots=True)
+class Active:
+    """Xen's active entry: who has a reference's page pinned, and how often. One pin for each kind of mapping."""
+
+    page: Page
+    domid: int
+    readers: int = 0
+    writers: int = 0
+
+
+class Table:
+    """A domain's grant frames: memory for all it may have, of which `frames` are in use."""
+
+    def __init__(self, domid: int, max_frames: int) -> None:
+        self.memory = Memory(max_frames, f"grant-table-{domid}")
+        self.max_frames = max_frames
+        view = memoryview(self.memory.view)
+        self._views = [view[at : at + PAGE_SIZE] for at in range(0, len(view), PAGE_SIZE)]
+        self.entries = Entries(self._views[:1])
+
+    @property
+    def frames(self) -> int:
+        return len(self.entries.frames)
+
+    def frame(self, number: int) -> memoryview | None:
+        """Frame `number` for whoever wants to use it, growing the table to it; None beyond the maximum."""
+        if number >= self.max_frames:
+            return None
+        self.entries.frames.extend(self._views[self.frames : number + 1])
+        return self._views[number]
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return self.frames * V1_ENTRIES_PER_FRAME
+
+    def close(self) -> None:
+        self.entries.frames.clear()
+        for view in self._views:
+            view.release()
+        self.memory.close()
+
+
+@dataclass(slots=True, eq=False)
+class Domain:
+    """One domain. `dying` is one that was destroyed while others still map its pages."""
+
+    domid: int
+    name: str
+    settings: Settings
+    table: Table
+    linux: Linux = field(init=False)
+    active: dict[int, Active] = field(default_factory=dict)
+    maptrack: int = 0  # mappings that this domain has of others' pages
+    pages: set[Page] = field(default_factory=set)
+    ports: dict[int, Port] = field(default_factory=dict)
+    files: set[File] = field(default_factory=set)
+    paused: bool = False
+    dying: bool = False
+
+    @property
+    def privileged(self) -> bool:
+        return self.domid == 0
+
+    @property
+    def pins_for_each_map(self) -> int:
+        """A PV domain's gntdev maps a page twice, for its kernel and for the process."""
+        return 2 if self.settings.lifetime == "pv" else 1
+
+    @property
+    def max_port(self) -> int:
+        # dom0 is not limited but by its FIFO event channels.
+        return 131071 if self.privileged else self.settings.max_event_channels

@@ -1,0 +1,178 @@
+"""The hypervisor of the embedded machine: its domains, their birth and death, and who may find whom.
+
+`Hypervisor` holds all state of a machine and belongs to the machine's one thread. The server's connections and
+`machine.py` call it; grants, event channels and memory are in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from xengrant.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
+from xengrant.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF
+from xengrant.embedded.domain import Domain, Settings, Table
+from xengrant.embedded.event_channels import Channel, Port
+from xengrant.embedded.files import fault
+from xengrant.embedded.grants import Grants, Handle
+from xengrant.embedded.linux import CallLater, Linux
+from xengrant.embedded.memory import Frames, Memory
+
+_BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)
+
+
+class Hypervisor:
+    """All domains of one machine.
+
+    `call_later(seconds, function)` is the loop's; `introduced(domid, name)` and `released(domid)` are the toolstack's:
+    they tell xenstore.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        call_later: CallLater,
+        introduced: Callable[[int, str], None],
+        released: Callable[[int], None],
+    ) -> None:
+        self.settings = settings
+        self.call_later = call_later
+        self._introduced = introduced
+        self._released = released
+        self.domains: dict[int, Domain] = {}
+        self.frames = Frames()
+        self.grants = Grants(self.domains, self.frames)
+        self._toolstack: dict[int, list[Handle]] = {}  # dom0's own maps of refs 0 and 1 of each domain
+        self.create(0, "Domain-0", settings)
+
+    def create(self, domid: int, name: str | None, settings: Settings) -> Domain:
+        """Build a domain: a table of one frame, and the console and xenstore pages, granted to dom0 and mapped there.
+
+        `ValueError` for a domid that cannot be or is taken.
+        """
+        if not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
+        if domid in self.domains:
+            state = "dying: others still map its pages" if self.domains[domid].dying else "there already"
+            raise ValueError(f"domain {domid} is {state}")
+        name = name or f"domain-{domid}"
+        domain = Domain(domid, name, settings, Table(domid, settings.max_grant_frames))
+        domain.linux = Linux(domain, self.frames, self.call_later)
+        self.domains[domid] = domain
+        if domid != 0:
+            try:
+                self._build(domain)
+            except OSError:
+                del self.domains[domid]
+                domain.table.close()
+                raise
+        self._introduced(domid, name)
+        return domain
+
+    def attach(self, domid: int) -> Domain:
+        """The domain a process says it runs in, made if it is not there."""
+        if not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise fault(errno.EINVAL, f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
+        domain = self.domains.get(domid)
+        if domain is None:
+            return self.create(domid, None, self.settings)
+        if domain.dying:
+            raise fault(errno.ESRCH, f"domain {domid} was destroyed, and stays until nobody maps its pages")
+        return domain
+
+    def find_domain(self, domid: int, caller: Domain) -> Domain | None:
+        """A domain as a hypercall of `caller` names it."""
+        return caller if domid == DOMID_SELF else self.domains.get(domid)
+
+    def get_port(self, domain: Domain, number: int) -> Port:
+        """Hold a port that a process of the domain has bound (Linux evtchn_get)."""
+        port = domain.ports.get(number)
+        if port is None:
+            raise fault(errno.EINVAL, f"domain {domain.domid} holds no port {number}")
+        port.users += 1
+        return port
+
+    def unmap(self, handle: Handle) -> None:
+        """Release a mapping; the last one of a dying domain's pages ends that domain."""
+        self.grants.unmap(handle)
+        self._bury(handle.granter)
+
+    def destroy(self, domid: int) -> None:
+        """`xl destroy`: the domain stops where it is. No byte is cleared and no event sent; what others map stays."""
+        domain = self.domains.get(domid)
+        if domain is None or domain.dying:
+            raise LookupError(f"there is no domain {domid}")
+        if domid == 0:
+            raise ValueError("domain 0 is the machine's own: close the machine instead")
+        domain.dying = True
+        for file in list(domain.files):
+            file.abandon()
+        for port in list(domain.ports.values()):
+            port.close()
+        domain.linux.stop()
+        for handle in self._toolstack.pop(domid):
+            self.grants.unmap(handle)
+        for page in domain.pages:
+            self.frames.drop(page)
+        domain.pages.clear()
+        self._released(domid)
+        self._bury(domain)
+
+    def close(self) -> None:
+        """Give back every descriptor."""
+        for domain in self.domains.values():
+            domain.linux.stop()
+            domain.table.close()
+        for memory in self.frames.memories():
+            memory.close()
+        for channel in self._channels():
+            channel.close()
+        self.domains.clear()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors, touch nothing that the parent shares."""
+        for domain in self.domains.values():
+            domain.table.memory.abandon()
+        for memory in self.frames.memories():
+            memory.abandon()
+        for channel in self._channels():
+            channel.close()
+
+    def status(self, domain: Domain) -> dict[str, Any]:
+        """What a domain holds; refs 0 and 1 and dom0's maps of them are the builder's and not counted."""
+        builders = sum(handle.pins for maps in self._toolstack.values() for handle in maps) if domain.privileged else 0
+        return {
+            "name": domain.name,
+            "state": "dying" if domain.dying else "paused" if domain.paused else "running",
+            "lifetime": domain.settings.lifetime,
+            "frames": domain.table.frames,
+            "grants": 0 if domain.dying else domain.linux.table.num_held,
+            "mapped": sum(ref not in _BUILDERS_REFS for ref in domain.active),
+            "maps": (domain.maptrack - builders) // domain.pins_for_each_map,
+            "mmaps": sum(len(file.vmas) for file in domain.files),
+            "ports": len(domain.ports),
+            "files": len(domain.files),
+            "deferred": len(domain.linux.deferred),
+        }
+
+    def _build(self, domain: Domain) -> None:
+        """What a domain's builder leaves: refs 0 and 1, which xenconsoled and xenstored map."""
+        memory = Memory(len(_BUILDERS_REFS), f"builder-{domain.domid}")
+        pages = self.frames.add(memory, domain.domid)
+        domain.pages.update(pages)
+        for ref, page in zip(_BUILDERS_REFS, pages, strict=True):
+            domain.table.entries.grant(ref, 0, page.frame, writable=True)
+        self._toolstack[domain.domid] = [
+            self.grants.map(self.domains[0], domain.domid, ref, readonly=False) for ref in _BUILDERS_REFS
+        ]
+
+    def _bury(self, domain: Domain) -> None:
+        if domain.dying and not domain.active and self.domains.get(domain.domid) is domain:
+            del self.domains[domain.domid]
+            domain.table.close()
+
+    def _channels(self) -> list[Channel]:
+        found = {id(port.channel): port.channel for domain in self.domains.values() for port in domain.ports.values()}
+        return list(found.values())
+

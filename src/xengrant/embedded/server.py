@@ -1,0 +1,217 @@
+"""What runs in the machine's thread: the listening sockets, the connections, the hypervisor and xenstore.
+
+`Machine` makes a `MachineServer` and calls it through the loop; every method here runs in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+from xengrant.devices import wire
+from xengrant.embedded.connection import Connection, peer_uid
+from xengrant.embedded.directory import Directory
+from xengrant.embedded.domain import Domain, Settings
+from xengrant.embedded.files import fault
+from xengrant.embedded.hypervisor import Hypervisor
+from xengrant.embedded.stream import Stream
+from xengrant.embedded.xenbus import Xenbus
+from xengrant.embedded.xenstored import XenStored
+
+_log = logging.getLogger("xengrant.embedded")
+
+# After a failed accept (no descriptor left) the next one waits so many seconds.
+_ACCEPT_PAUSE = 0.1
+
+# /sys/module/MODULE/parameters/NAME and the setting behind it.
+_PARAMETERS = {
+    ("xen_gntalloc", "limit"): "gntalloc_limit",
+    ("xen_gntdev", "limit"): "gntdev_limit",
+    ("grant_table", "free_per_iteration"): "free_per_iteration",
+}
+
+
+class MachineServer:
+    """The machine, seen from its own thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, directory: Directory, settings: Settings) -> None:
+        self._loop = loop
+        self._directory = directory
+        self._connections: set[Connection] = set()
+        self._xenstore_clients: set[Stream] = set()
+        self._listeners: list[socket.socket] = []
+        self.store = XenStored()
+        self.hypervisor = Hypervisor(settings, self._call_later, self.store.introduce, self.store.release)
+        try:
+            for name, accept in (
+                (wire.MACHINE_SOCKET, self._accept_device),
+                (wire.XENSTORED_SOCKET, self._accept_xenstore),
+            ):
+                listener = directory.listen(name)
+                self._listeners.append(listener)
+                loop.add_reader(listener, self._accept, listener, accept)
+        except BaseException:
+            self.close()
+            raise
+
+    # What connections ask (connection.Server)
+
+    def control(self, request: bytes) -> bytes:
+        """Do what a control connection asks: JSON {"do": name, ...} in, JSON out; `OSError` tells it what is wrong."""
+        try:
+            asked = json.loads(request)
+            operation = _OPERATIONS[asked.pop("do")]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise fault(errno.EINVAL, "no such operation") from None
+        try:
+            return json.dumps(operation(self, **asked)).encode()
+        except (TypeError, ValueError) as error:
+            raise fault(errno.EINVAL, str(error)) from None
+        except LookupError as error:
+            raise fault(errno.ESRCH, str(error)) from None
+
+    def open_xenbus(self, domain: Domain, stream: Stream) -> Callable[[bytes], None]:
+        return Xenbus(self._loop, self.store, domain.domid, stream)
+
+    def forget(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    # What the machine's owner asks
+
+    def create(self, domid: int, name: str | None = None, **settings: Any) -> None:
+        self.hypervisor.create(domid, name, _changed(self.hypervisor.settings, settings))
+
+    def configure(self, domid: int, **settings: Any) -> None:
+        """Change settings of a domain that runs."""
+        domain = self._domain(domid)
+        if fixed := settings.keys() & {"lifetime", "max_grant_frames"}:
+            raise ValueError(f"{', '.join(sorted(fixed))}: fixed when a domain is created")
+        domain.settings = _changed(domain.settings, settings)
+
+    def destroy(self, domid: int) -> None:
+        self.hypervisor.destroy(domid)
+        for connection in list(self._connections):
+            if connection.domain is not None and connection.domain.domid == domid:
+                connection.stream.close()
+
+    def pause(self, domid: int, *, paused: bool = True) -> None:
+        """Stop or go on serving the domain's processes, as if its vcpus stood still."""
+        domain = self._domain(domid)
+        domain.paused = paused
+        for connection in list(self._connections):
+            if connection.domain is domain:
+                connection.stream.paused = paused
+
+    def parameter(self, domid: int, module: str, name: str) -> str | None:
+        setting = _PARAMETERS.get((module.replace("-", "_"), name))
+        return None if setting is None else str(getattr(self._domain(domid).settings, setting))
+
+    def kernel_log(self, domid: int, seconds: float) -> list[str]:
+        return self._domain(domid).linux.logged(seconds)
+
+    def status(self) -> dict[str, Any]:
+        """Everything that is in use; domids are text, as in JSON."""
+        domains = {
+            str(domid): {
+                **self.hypervisor.status(domain),
+                "connections": sum(connection.domain is domain for connection in self._connections),
+            }
+            for domid, domain in sorted(self.hypervisor.domains.items())
+        }
+        return {
+            "directory": str(self._directory.path),
+            "pid": os.getpid(),
+            "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+            "pages": len(self.hypervisor.frames),
+            "domains": domains,
+        }
+
+    def close(self) -> None:
+        """Drop every client and give back every descriptor."""
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+            listener.close()
+        for connection in list(self._connections):
+            connection.stream.close()
+        for stream in list(self._xenstore_clients):
+            stream.close()
+        self.hypervisor.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors, so that clients see the machine's end when it is over."""
+        for listener in self._listeners:
+            listener.close()
+        for stream in [connection.stream for connection in self._connections] + list(self._xenstore_clients):
+            stream.abandon()
+        self.hypervisor.abandon()
+
+    def _domain(self, domid: int) -> Domain:
+        try:
+            return self.hypervisor.domains[domid]
+        except (LookupError, TypeError):
+            raise LookupError(f"there is no domain {domid}") from None
+
+    def _call_later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        return self._loop.call_later(seconds, function)
+
+    def _accept(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        try:
+            client, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            _log.warning("no client can be accepted: %s", error.strerror)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, listener, accepted)
+            return
+        if peer_uid(client) != os.geteuid():
+            _log.warning("a client of another user was refused")
+            client.close()
+            return
+        accepted(client)
+
+    def _accept_again(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._accept, listener, accepted)
+
+    def _accept_device(self, client: socket.socket) -> None:
+        self._connections.add(Connection(self._loop, client, self))
+
+    def _accept_xenstore(self, client: socket.socket) -> None:
+        """One of Xen's own tools, as dom0."""
+        stream = Stream(self._loop, client, lambda data: xenbus(data) if data else None, lambda: ended())
+        xenbus = Xenbus(self._loop, self.store, 0, stream)
+        self._xenstore_clients.add(stream)
+
+        def ended() -> None:
+            self._xenstore_clients.discard(stream)
+            xenbus(b"")
+
+
+def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+    known = {field.name: field for field in fields(Settings)}
+    for name, value in changes.items():
+        if name not in known:
+            raise ValueError(f"no setting {name!r}: {', '.join(known)}")
+        wanted = type(getattr(settings, name))
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ValueError(f"{name} is {value!r}: {wanted.__name__} is needed")
+    return replace(settings, **changes)
+
+
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "create": MachineServer.create,
+    "configure": MachineServer.configure,
+    "destroy": MachineServer.destroy,
+    "pause": MachineServer.pause,
+    "parameter": MachineServer.parameter,
+    "kernel_log": MachineServer.kernel_log,
+    "status": MachineServer.status,
+}

@@ -1,0 +1,174 @@
+"""One accepted socket in the machine's loop: bytes in as they come, bytes and descriptors out as they go.
+
+`Stream` never waits. While output is pending it reads nothing, so a client that does not read its answers cannot make
+the machine grow. `connection.py` and `xenbus.py` build on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from xengrant.devices import wire
+
+_RECEIVE = 64 << 10
+# The kernel holds back descriptors beyond the user's limit until some were received (unix(7), ETOOMANYREFS).
+_RETRY = 0.001
+
+
+class Stream:
+    """A socket; `received(data)` gets what arrives, `ended()` is called once when the stream is over.
+
+    Neither may raise. `paused` stops reading, end of stream included.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        received: Callable[[bytes], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._received = received
+        self._ended = ended
+        self._out: deque[tuple[memoryview, list[int]]] = deque()  # bytes, and descriptors (ours) for the first of them
+        self._out_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._reading = False
+        self._writing = False
+        self.closed = False
+        sock.setblocking(False)
+        self._update()
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return self._out_bytes
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        self._update()
+        if not paused and not self.closed:
+            self._received(b"")  # go on with what had arrived
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send now what the socket takes, and the rest when it can. The descriptors may be closed on return."""
+        if self.closed:
+            return
+        pieces = [(memoryview(data), list(batch)) for batch in wire.batches(fds)] or [(memoryview(data), [])]
+        pieces[1:] = [(memoryview(b"\0"), batch) for _, batch in pieces[1:]]
+        while pieces and not self._out:
+            sent = self._try_send(*pieces[0])
+            if self.closed:
+                return
+            if sent < 0:
+                break
+            rest = pieces[0][0][sent:]
+            pieces[:1] = [(rest, [])] if rest else []
+        for rest, batch in pieces:
+            self._out.append((rest, [os.dup(fd) for fd in batch]))
+            self._out_bytes += len(rest)
+        self._update()
+
+    def close(self) -> None:
+        """End the stream; `ended` is called."""
+        if not self.closed:
+            self._shut()
+            self._ended()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptor only."""
+        self.closed = True
+        self._sock.close()
+
+    def _shut(self) -> None:
+        self.closed = True
+        self._update()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sock.close()
+        for _, fds in self._out:
+            _close(fds)
+        self._out.clear()
+        self._out_bytes = 0
+
+    def _update(self) -> None:
+        """Watch for what we can use now."""
+        reading = not self.closed and not self._paused and not self._out
+        writing = not self.closed and bool(self._out) and self._timer is None
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                self._loop.add_reader(self._sock, self._readable)
+            else:
+                self._loop.remove_reader(self._sock)
+        if writing != self._writing:
+            self._writing = writing
+            if writing:
+                self._loop.add_writer(self._sock, self._writable)
+            else:
+                self._loop.remove_writer(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(_RECEIVE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._received(data)
+        else:
+            self.close()
+
+    def _writable(self) -> None:
+        while self._out:
+            data, fds = self._out[0]
+            sent = self._try_send(data, fds)
+            if sent < 0 or self.closed:
+                break
+            _close(fds)
+            self._out_bytes -= sent
+            if sent == len(data):
+                self._out.popleft()
+            else:
+                self._out[0] = (data[sent:], [])
+        self._update()
+        if not self._out and not self.closed:
+            self._received(b"")  # go on with what had arrived
+
+    def _try_send(self, data: memoryview, fds: Sequence[int]) -> int:
+        """Bytes sent, or -1 where the socket takes none now."""
+        try:
+            return self._sock.sendmsg([data], wire.rights(fds))
+        except (BlockingIOError, InterruptedError):
+            return -1
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                self._timer = self._loop.call_later(_RETRY, self._retry)
+                return -1
+            self.close()
+            return 0
+
+    def _retry(self) -> None:
+        self._timer = None
+        self._writable()
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
