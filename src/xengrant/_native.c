@@ -201,22 +201,10 @@ struct Mapping {
 
 static Py_ssize_t page_size;
 
-/* Every Mapping whose memory is this process's, for after_fork_in_child. The lock is also held from mmap to
- * madvise, so that no fork copies pages in between; it is recursive since a hook that runs between our
- * before_fork and the fork may map or unmap, if only through the garbage collector. Nobody takes the GIL
- * while holding it, except the thread that forks. */
+/* Every Mapping whose memory is this process's, for the child of a fork. The lock is also held from mmap to
+ * madvise, so that no fork copies pages in between. Nobody waits for the GIL while holding it. */
 static Mapping *mapped;
-static pthread_mutex_t mapped_lock;
-
-static void
-init_mapped_lock(void)
-{
-    pthread_mutexattr_t attributes;
-    pthread_mutexattr_init(&attributes);
-    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&mapped_lock, &attributes);
-    pthread_mutexattr_destroy(&attributes);
-}
+static pthread_mutex_t mapped_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void
 link_mapped(Mapping *self)
@@ -349,45 +337,49 @@ typedef struct {
 } Part;
 
 static int
+parse_numbers(PyObject *fd_object, PyObject *offset_object, PyObject *length_object, Part *part)
+{
+    long fd = PyLong_AsLong(fd_object);
+    if (fd == -1 && PyErr_Occurred())
+        return -1;
+    long long offset = PyLong_AsLongLong(offset_object);
+    if (offset == -1 && PyErr_Occurred())
+        return -1;
+    Py_ssize_t length = PyLong_AsSsize_t(length_object);
+    if (length == -1 && PyErr_Occurred())
+        return -1;
+    if (fd < 0 || fd > INT_MAX) {
+        PyErr_Format(PyExc_ValueError, "%ld is not a file descriptor", fd);
+        return -1;
+    }
+    if (offset < 0 || offset % page_size != 0) {
+        PyErr_Format(PyExc_ValueError, "offset %lld is not a multiple of the page size, %zd bytes", offset, page_size);
+        return -1;
+    }
+    if (length <= 0 || length % page_size != 0) {
+        PyErr_Format(PyExc_ValueError, "length %zd is not a positive multiple of the page size, %zd bytes", length,
+                     page_size);
+        return -1;
+    }
+    part->fd = (int)fd;
+    part->offset = (off_t)offset;
+    part->length = (size_t)length;
+    return 0;
+}
+
+static int
 parse_part(PyObject *object, Part *part)
 {
     PyObject *triple = PySequence_Tuple(object); /* a tuple is itself */
     if (triple == NULL)
         return -1;
-    if (PyTuple_Size(triple) != 3) {
+    int result = -1;
+    if (PyTuple_Size(triple) == 3)
+        result = parse_numbers(PyTuple_GetItem(triple, 0), PyTuple_GetItem(triple, 1), PyTuple_GetItem(triple, 2), part);
+    else
         PyErr_Format(PyExc_ValueError, "a part is (fd, offset, length), not %zd items", PyTuple_Size(triple));
-        goto failed;
-    }
-    long fd = PyLong_AsLong(PyTuple_GetItem(triple, 0));
-    if (fd == -1 && PyErr_Occurred())
-        goto failed;
-    long long offset = PyLong_AsLongLong(PyTuple_GetItem(triple, 1));
-    if (offset == -1 && PyErr_Occurred())
-        goto failed;
-    Py_ssize_t length = PyLong_AsSsize_t(PyTuple_GetItem(triple, 2));
-    if (length == -1 && PyErr_Occurred())
-        goto failed;
-    if (fd < 0 || fd > INT_MAX) {
-        PyErr_Format(PyExc_ValueError, "%ld is not a file descriptor", fd);
-        goto failed;
-    }
-    if (offset < 0 || offset % page_size != 0) {
-        PyErr_Format(PyExc_ValueError, "offset %lld is not a multiple of the page size, %zd bytes", offset, page_size);
-        goto failed;
-    }
-    if (length <= 0 || length % page_size != 0) {
-        PyErr_Format(PyExc_ValueError, "length %zd is not a positive multiple of the page size, %zd bytes", length,
-                     page_size);
-        goto failed;
-    }
     Py_DECREF(triple);
-    part->fd = (int)fd;
-    part->offset = (off_t)offset;
-    part->length = (size_t)length;
-    return 0;
-failed:
-    Py_DECREF(triple);
-    return -1;
+    return result;
 }
 
 /* Runs without the GIL. Returns 0 or an errno, and then nothing stays mapped. */
@@ -423,9 +415,38 @@ undo:
     return error;
 }
 
-static PyObject *
-map_new(PyTypeObject *type, const Part *parts, Py_ssize_t count, Py_ssize_t length, int writable, PyObject *unmapped)
+typedef struct {
+    PyObject *parts;
+    PyObject *writable;
+    PyObject *unmapped;
+} Arguments; /* borrowed */
+
+static int
+take_keyword(Arguments *arguments, PyObject *key, PyObject *value)
 {
+    PyObject **slot = PyUnicode_CompareWithASCIIString(key, "writable") == 0   ? &arguments->writable
+                      : PyUnicode_CompareWithASCIIString(key, "unmapped") == 0 ? &arguments->unmapped
+                      : PyUnicode_CompareWithASCIIString(key, "parts") == 0    ? &arguments->parts
+                                                                               : NULL;
+    if (slot == NULL || *slot != NULL) {
+        PyErr_Format(PyExc_TypeError, "Mapping() got an unexpected or repeated argument %R", key);
+        return -1;
+    }
+    *slot = value;
+    return 0;
+}
+
+static PyObject *
+map_new(PyTypeObject *type, const Part *parts, Py_ssize_t count, Py_ssize_t length, const Arguments *arguments)
+{
+    int writable = PyObject_IsTrue(arguments->writable);
+    if (writable < 0)
+        return NULL;
+    PyObject *unmapped = arguments->unmapped == Py_None ? NULL : arguments->unmapped;
+    if (unmapped != NULL && !PyCallable_Check(unmapped)) {
+        PyErr_Format(PyExc_TypeError, "unmapped is to be called without arguments; %R is not callable", unmapped);
+        return NULL;
+    }
     Mapping *self = (Mapping *)PyType_GenericAlloc(type, 0);
     if (self == NULL)
         return NULL;
@@ -451,14 +472,14 @@ map_new(PyTypeObject *type, const Part *parts, Py_ssize_t count, Py_ssize_t leng
 }
 
 static PyObject *
-map_sequence(PyTypeObject *type, PyObject *sequence, int writable, PyObject *unmapped)
+map_sequence(PyTypeObject *type, const Arguments *arguments)
 {
     PyObject *self = NULL;
-    PyObject *parts = PySequence_Tuple(sequence);
+    PyObject *parts = PySequence_Tuple(arguments->parts);
     if (parts == NULL)
         return NULL;
     Py_ssize_t count = PyTuple_Size(parts);
-    Part one, *all = count > 1 ? PyMem_Calloc((size_t)count, sizeof(Part)) : &one;
+    Part *all = PyMem_Calloc((size_t)count, sizeof(Part));
     if (all == NULL) {
         PyErr_NoMemory();
         goto done;
@@ -477,10 +498,9 @@ map_sequence(PyTypeObject *type, PyObject *sequence, int writable, PyObject *unm
         }
         length += (Py_ssize_t)all[i].length;
     }
-    self = map_new(type, all, count, length, writable, unmapped);
+    self = map_new(type, all, count, length, arguments);
 done:
-    if (all != &one)
-        PyMem_Free(all);
+    PyMem_Free(all);
     Py_DECREF(parts);
     return self;
 }
@@ -488,38 +508,24 @@ done:
 static PyObject *
 mapping_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *parts = NULL, *writable = NULL, *unmapped = NULL;
+    Arguments arguments = {0};
     if (PyTuple_Size(args) > 1) {
-        PyErr_Format(PyExc_TypeError, "Mapping() takes 1 positional argument but %zd were given", PyTuple_Size(args));
+        PyErr_Format(PyExc_TypeError, "Mapping() takes 1 positional argument (%zd given)", PyTuple_Size(args));
         return NULL;
     }
     if (PyTuple_Size(args) == 1)
-        parts = PyTuple_GetItem(args, 0);
+        arguments.parts = PyTuple_GetItem(args, 0);
     PyObject *key, *value;
     Py_ssize_t position = 0;
-    while (kwargs != NULL && PyDict_Next(kwargs, &position, &key, &value)) {
-        PyObject **slot = PyUnicode_CompareWithASCIIString(key, "writable") == 0   ? &writable
-                          : PyUnicode_CompareWithASCIIString(key, "unmapped") == 0 ? &unmapped
-                          : PyUnicode_CompareWithASCIIString(key, "parts") == 0    ? &parts
-                                                                                   : NULL;
-        if (slot == NULL || *slot != NULL) {
-            PyErr_Format(PyExc_TypeError, "Mapping() got an unexpected or repeated argument %R", key);
+    while (kwargs != NULL && PyDict_Next(kwargs, &position, &key, &value))
+        if (take_keyword(&arguments, key, value) < 0)
             return NULL;
-        }
-        *slot = value;
-    }
-    if (parts == NULL || writable == NULL) {
-        PyErr_Format(PyExc_TypeError, "Mapping() misses the argument '%s'", parts == NULL ? "parts" : "writable");
+    if (arguments.parts == NULL || arguments.writable == NULL) {
+        PyErr_Format(PyExc_TypeError, "Mapping() misses the argument '%s'",
+                     arguments.parts == NULL ? "parts" : "writable");
         return NULL;
     }
-    if (unmapped == Py_None)
-        unmapped = NULL;
-    if (unmapped != NULL && !PyCallable_Check(unmapped)) {
-        PyErr_Format(PyExc_TypeError, "unmapped is called without arguments: %R is not callable", unmapped);
-        return NULL;
-    }
-    int truth = PyObject_IsTrue(writable);
-    return truth < 0 ? NULL : map_sequence(type, parts, truth, unmapped);
+    return map_sequence(type, &arguments);
 }
 
 /* Unmaps what was not closed. Views still live are then garbage too, and the collector releases them later,
@@ -916,9 +922,8 @@ PyDoc_STRVAR(mapping_doc,
 "false then. Dropped unclosed, it warns (ResourceWarning) and is unmapped.\n\n"
 "Threads: any thread may call any method, and view, at any time; close() may then find another\n"
 "thread's operation to be a live view. The bytes themselves are nobody's: order them with the\n"
-"atomic functions. Fork (os.fork, multiprocessing): the child does not get the pages. There the mapping\n"
-"is closed, and touching a view made before the fork ends the child with SIGSEGV. Forks made in C, not\n"
-"through os.fork, are not supported.");
+"atomic functions. Fork: the child does not get the pages. There the mapping is closed without being\n"
+"unmapped, and touching a view made before the fork ends the child with SIGSEGV.");
 
 static PyMethodDef mapping_methods[] = {
     {"close", mapping_close, METH_NOARGS,
@@ -951,6 +956,7 @@ static PyType_Slot mapping_slots[] = {
     {Py_tp_new, mapping_new},
     {Py_tp_finalize, mapping_finalize},
     {Py_tp_repr, mapping_repr},
+    {Py_tp_iter, PySeqIter_New},
     {Py_tp_methods, mapping_methods},
     {Py_tp_getset, mapping_getset},
     {Py_bf_getbuffer, mapping_getbuffer},
@@ -995,30 +1001,29 @@ static PyType_Spec memory_spec = {
     .slots = memory_slots,
 };
 
-/* ---- Fork ------------------------------------------------------------------------------------------------ */
+/* ---- Fork ------------------------------------------------------------------------------------------------
+ *
+ * Handlers of libc's, not os.register_at_fork's: the child's runs before any Python does, its other hooks
+ * and the garbage collector included, and whoever forks.
+ */
 
-static PyObject *
-before_fork(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+static void
+before_fork(void)
 {
-    Py_BEGIN_ALLOW_THREADS
     pthread_mutex_lock(&mapped_lock);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
 }
 
-static PyObject *
-after_fork_in_parent(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+static void
+after_fork_in_parent(void)
 {
     pthread_mutex_unlock(&mapped_lock);
-    Py_RETURN_NONE;
 }
 
 /* MADV_DONTFORK left a hole where each mapping was. Filled with what faults, before something else of the
  * child comes to lie there and a view from before the fork reads and writes it. */
-static PyObject *
-after_fork_in_child(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+static void
+after_fork_in_child(void)
 {
-    init_mapped_lock(); /* a recursive lock's owner is a thread id of the parent's */
     while (mapped != NULL) {
         Mapping *self = mapped;
         mmap(self->address, (size_t)self->length, PROT_NONE,
@@ -1026,7 +1031,15 @@ after_fork_in_child(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         __atomic_fetch_or(&self->state, CLOSED | FORKED, __ATOMIC_ACQ_REL);
         unlink_mapped(self);
     }
-    Py_RETURN_NONE;
+    pthread_mutex_unlock(&mapped_lock);
+}
+
+static int at_fork_error;
+
+static void
+register_at_fork(void)
+{
+    at_fork_error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 /* ---- The module ------------------------------------------------------------------------------------------ */
@@ -1059,13 +1072,6 @@ static PyMethodDef native_methods[] = {
     COMPARE_EXCHANGE(16),
     COMPARE_EXCHANGE(32),
     {"fence", fence, METH_NOARGS, "fence($module, /)\n--\n\nA full fence: xen_mb()."},
-    {"before_fork", before_fork, METH_NOARGS,
-     "before_fork($module, /)\n--\n\nFor os.register_at_fork: let no mapping be half made when the process forks."},
-    {"after_fork_in_parent", after_fork_in_parent, METH_NOARGS,
-     "after_fork_in_parent($module, /)\n--\n\nFor os.register_at_fork: end what before_fork began."},
-    {"after_fork_in_child", after_fork_in_child, METH_NOARGS,
-     "after_fork_in_child($module, /)\n--\n\n"
-     "For os.register_at_fork: close every mapping without unmapping, and fill the holes they left."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1073,7 +1079,12 @@ static int
 native_exec(PyObject *module)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, init_mapped_lock);
+    pthread_once(&once, register_at_fork);
+    if (at_fork_error != 0) {
+        errno = at_fork_error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
     page_size = (Py_ssize_t)sysconf(_SC_PAGESIZE);
 
     PyObject *memory = PyType_FromModuleAndSpec(module, &memory_spec, NULL);
