@@ -1,0 +1,118 @@
+"""xengrant.abi against Xen's public headers (libxen-dev): entries, flags, statuses, hypercalls, xenstore's messages."""
+
+from __future__ import annotations
+
+from abi import c_program
+from xengrant.abi import gntdev, grant_table, xen, xs_wire
+
+pytestmark = c_program.need("xen/xen.h", "xen/grant_table.h", "xen/memory.h", "xen/io/xs_wire.h")
+
+_XEN = (
+    "#define __XEN_TOOLS__ 1",
+    "#include <errno.h>",
+    "#include <xen/xen.h>",
+    "#include <xen/grant_table.h>",
+    "#include <xen/memory.h>",
+    "#include <xen/io/xs_wire.h>",
+)
+
+_VALUES = {
+    "DOMID_FIRST_RESERVED": xen.DOMID_FIRST_RESERVED,
+    "DOMID_SELF": xen.DOMID_SELF,
+    "__HYPERVISOR_memory_op": xen.HYPERVISOR_MEMORY_OP,
+    "__HYPERVISOR_grant_table_op": xen.HYPERVISOR_GRANT_TABLE_OP,
+    "__HYPERVISOR_event_channel_op": xen.HYPERVISOR_EVENT_CHANNEL_OP,
+    "GNTTAB_NR_RESERVED_ENTRIES": grant_table.NR_RESERVED_ENTRIES,
+    "GNTTAB_RESERVED_CONSOLE": grant_table.RESERVED_CONSOLE,
+    "GNTTAB_RESERVED_XENSTORE": grant_table.RESERVED_XENSTORE,
+    "GTF_type_mask": grant_table.GTF_TYPE_MASK,
+    "GTF_invalid": grant_table.GTF_INVALID,
+    "GTF_permit_access": grant_table.GTF_PERMIT_ACCESS,
+    "GTF_accept_transfer": grant_table.GTF_ACCEPT_TRANSFER,
+    "GTF_transitive": grant_table.GTF_TRANSITIVE,
+    "GTF_readonly": grant_table.GTF_READONLY,
+    "GTF_reading": grant_table.GTF_READING,
+    "GTF_writing": grant_table.GTF_WRITING,
+    "GTF_sub_page": grant_table.GTF_SUB_PAGE,
+    "GNTCOPY_source_gref": gntdev.COPY_SOURCE_GREF,
+    "GNTCOPY_dest_gref": gntdev.COPY_DEST_GREF,
+    "GNTTABOP_query_size": grant_table.QUERY_SIZE,
+    "GNTTABOP_get_version": grant_table.GET_VERSION,
+    "XENMEM_resource_grant_table": grant_table.RESOURCE_GRANT_TABLE,
+    "XENMEM_resource_grant_table_id_shared": grant_table.RESOURCE_ID_SHARED,
+    "XENMEM_resource_grant_table_id_status": grant_table.RESOURCE_ID_STATUS,
+    "sizeof(grant_entry_v1_t)": grant_table.V1_ENTRY_SIZE,
+    "4096 / sizeof(grant_entry_v1_t)": grant_table.V1_ENTRIES_PER_FRAME,
+    "offsetof(grant_entry_v1_t, flags)": grant_table.V1_FLAGS,
+    "offsetof(grant_entry_v1_t, domid)": grant_table.V1_DOMID,
+    "offsetof(grant_entry_v1_t, frame)": grant_table.V1_FRAME,
+    "sizeof(grant_entry_v2_t)": grant_table.V2_ENTRY_SIZE,
+    "4096 / sizeof(grant_entry_v2_t)": grant_table.V2_ENTRIES_PER_FRAME,
+    "offsetof(grant_entry_v2_t, hdr.flags)": grant_table.V2_FLAGS,
+    "offsetof(grant_entry_v2_t, hdr.domid)": grant_table.V2_DOMID,
+    "offsetof(grant_entry_v2_t, full_page.frame)": grant_table.V2_FRAME,
+    "4096 / sizeof(grant_status_t)": grant_table.V2_STATUS_PER_FRAME,
+    "sizeof(struct gnttab_query_size)": len(grant_table.pack_query_size(0)),
+    "sizeof(struct gnttab_get_version)": len(grant_table.pack_get_version(0)),
+    "XENSTORE_PAYLOAD_MAX": xs_wire.PAYLOAD_MAX,
+    "XENSTORE_ABS_PATH_MAX": xs_wire.ABS_PATH_MAX,
+    "XENSTORE_REL_PATH_MAX": xs_wire.REL_PATH_MAX,
+    "sizeof(struct xsd_sockmsg)": xs_wire.HEADER_SIZE,
+}
+
+
+def test_values_are_the_headers() -> None:
+    assert c_program.numbers(_XEN, _VALUES) == _VALUES
+
+
+def test_statuses_are_the_headers() -> None:
+    ours = {
+        f"GNTST_{name.removeprefix('GNTST_').lower()}": value
+        for name, value in vars(grant_table).items()
+        if name.startswith("GNTST_")
+    }
+    assert len(ours) == 14
+    assert c_program.numbers(_XEN, ours) == ours
+
+
+def test_bytes_are_those_that_c_writes() -> None:
+    query = grant_table.pack_query_size(0x1234)
+    grant_table.fill_query_size(query, 0x01020304, 0x89ABCDEF, -2)
+    version = grant_table.pack_get_version(0x1234)
+    grant_table.fill_get_version(version, 2)
+    ours = {
+        "query": bytes(query),
+        "version": bytes(version),
+        "message": xs_wire.pack_message(2, 0x01020304, 0x89ABCDEF, b"")[: xs_wire.HEADER_SIZE],
+    }
+    theirs = c_program.dumps(
+        _XEN,
+        {
+            "query": (
+                "struct gnttab_query_size",
+                "s.dom = 0x1234; s.nr_frames = 0x01020304; s.max_nr_frames = 0x89abcdef; s.status = -2;",
+            ),
+            "version": ("struct gnttab_get_version", "s.dom = 0x1234; s.version = 2;"),
+            "message": ("struct xsd_sockmsg", "s.type = XS_READ; s.req_id = 0x01020304; s.tx_id = 0x89abcdef;"),
+        },
+    )
+    assert {name: sample.hex() for name, sample in ours.items()} == {
+        name: sample.hex() for name, sample in theirs.items()
+    }
+    assert grant_table.query_size_result(bytearray(theirs["query"])) == (0x01020304, 0x89ABCDEF, -2)
+    assert grant_table.get_version_result(bytearray(theirs["version"])) == 2
+
+
+def test_xenstore_operations_are_the_headers() -> None:
+    ours = {f"XS_{operation.name}": operation.value for operation in xs_wire.Operation}
+    assert c_program.numbers(_XEN, ours) == ours
+
+
+def test_xenstore_errors_are_the_headers_in_its_order() -> None:
+    body = """
+    for (size_t i = 0; i < sizeof xsd_errors / sizeof xsd_errors[0]; i++)
+        printf("\\"%s\\": %d,\\n", xsd_errors[i].errstring, xsd_errors[i].errnum);
+    """
+    theirs = c_program.run(_XEN, body)
+    assert list(theirs) == list(xs_wire.ERRORS)
+    assert {name: xs_wire.unpack_error(name.encode() + b"\0")[0] for name in theirs} == theirs
