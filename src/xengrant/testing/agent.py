@@ -1,0 +1,80 @@
+"""The agent: runs the peer's halves on the runner's request (`xengrant selftest --agent`).
+
+It takes names of cases, never code, from one domain only, and forks for each half. What is malformed or unknown is not
+run. See `exchange` for the nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from xengrant.errors import GrantError
+from xengrant.testing import case as cases
+from xengrant.testing import exchange
+from xengrant.testing.exchange import ROOT, Answer, Call, Malformed
+from xengrant.testing.here import Kind, Place
+from xengrant.testing.process import HalfProcess
+
+if TYPE_CHECKING:
+    from xengrant.domain import Domain
+    from xengrant.xenstore import XenStore
+
+__all__ = ["Agent"]
+
+_log = logging.getLogger("xengrant.testing")
+
+
+class Agent:
+    """Serves the halves of one runner, which is in domain `runner`.
+
+    `connect` gives this domain, `kind` is how this domain unmaps. Threads: one, and no other may run in the process.
+    """
+
+    def __init__(self, connect: Callable[[], Domain], runner: int, kind: Kind) -> None:
+        self._connect = connect
+        self._runner = runner
+        self._kind = kind
+        self._last: str | None = None
+
+    def serve(self) -> None:
+        """Serve until this domain is destroyed or the process is told to end."""
+        cases.all_cases()
+        with self._connect() as domain, domain.xenstore() as store:
+            domid = domain.domid
+            exchange.prepare(store, domid, self._runner)
+            path = f"/local/domain/{self._runner}/{ROOT}/{domid}/call"
+            stale = exchange.read(store, path)
+            with store.watch(path) as watch:
+                store.write(f"{ROOT}/{self._runner}/state", exchange.encode({"version": exchange.VERSION}))
+                while True:
+                    watch.wait()
+                    data = exchange.read(store, path)
+                    if data is not None and data != stale:
+                        stale = data
+                        self._take(store, domid, data)
+
+    def _take(self, store: XenStore, domid: int, data: bytes) -> None:
+        try:
+            call = Call.parse(data)
+        except Malformed as error:
+            _log.warning("a call from domain %d was ignored: %s", self._runner, error)
+            return
+        if self._last is not None:
+            exchange.remove(store, f"{ROOT}/{self._runner}/{self._last}")
+        self._last = call.run
+        answer = self._answer(domid, call)
+        try:
+            if answer.outcome == "failed":
+                exchange.tell_failed(store, self._runner, call.run)
+            store.write(f"{ROOT}/{self._runner}/answer", exchange.encode(answer))
+        except GrantError as error:
+            _log.info("the answer to %s could not be given: %s", call.case, error)
+
+    def _answer(self, domid: int, call: Call) -> Answer:
+        case = cases.find(call.case)
+        if case is None or case.peer is None:
+            return Answer(call.run, "refused", f"there is no half of {call.case} to run here")
+        place = Place(self._connect, domid, self._runner, self._kind, call.third)
+        return HalfProcess(case, case.peer, place, call.run, call.seconds).finish()

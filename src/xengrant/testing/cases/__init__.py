@@ -1,0 +1,1 @@
+"""The cases: one file for each subject, found by `xengrant.testing.case`."""

@@ -1,0 +1,170 @@
+"""One half in a process of its own: forked, watched until its deadline, and asked what it left open.
+
+Used by `runner` and `agent`, both of one thread. The child connects afresh and tells its steps and its end over a pipe,
+so that a half may hang, leak or die by SIGKILL and the parent can say after which step.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+from xengrant.testing.case import Case
+from xengrant.testing.exchange import Answer, OtherHalfFailed
+from xengrant.testing.here import Here, Place, Skip
+
+__all__ = ["HalfProcess"]
+
+_GRACE = 5.0
+_MAX_TEXT = 900  # as JSON it must fit in a xenstore node
+# Where a mapping of shared pages comes from: the kernel's devices, or an embedded machine's memory.
+_SHARED = ("/dev/xen/", "/memfd:")
+
+
+class HalfProcess:
+    """A half that runs. `finish` waits for its end."""
+
+    def __init__(self, case: Case, half: str, place: Place, run: str, seconds: float) -> None:
+        self._name = f"{case.name}: {half}"
+        self._run = run
+        self._deadline = time.monotonic() + seconds + _GRACE
+        self._seconds = seconds
+        self._step = "starting"
+        self._said: dict[str, object] = {}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pipe, child_end = os.pipe2(os.O_CLOEXEC)
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.setpgid(0, 0)
+            os.close(self._pipe)
+            _run_half(case, half, place, run, seconds, child_end)
+        os.close(child_end)
+
+    def finish(self) -> Answer:
+        """Wait for the end; kills the half and what it started when its deadline passes."""
+        in_time = self._listen()
+        if not in_time:
+            self._kill()
+        _, status = os.waitpid(self._pid, 0)
+        os.close(self._pipe)
+        self._kill()
+        if not in_time:
+            return self._answer("failed", f"not done after {self._seconds:g} seconds; its last step: {self._step}")
+        if os.WIFSIGNALED(status):
+            if self._said.get("dies") and os.WTERMSIG(status) == signal.SIGKILL:
+                return self._answer("passed", "")
+            return self._answer("failed", f"killed by signal {os.WTERMSIG(status)}; its last step: {self._step}")
+        outcome, text = self._said.get("outcome"), str(self._said.get("text", ""))
+        if outcome is None:
+            return self._answer("failed", f"ended with status {status >> 8} and no word; its last step: {self._step}")
+        if outcome == "failed":
+            text = f"{text} (its last step: {self._step})"
+        return self._answer(str(outcome), text)
+
+    def _answer(self, outcome: str, text: str) -> Answer:
+        text = f"{self._name}: {text}"[:_MAX_TEXT] if text else ""
+        return Answer(self._run, outcome, text.encode("ascii", "replace").decode())
+
+    def _listen(self) -> bool:
+        """Take what the child says until it ends; False when the deadline passes first."""
+        rest = b""
+        while (left := self._deadline - time.monotonic()) > 0:
+            if not select.select([self._pipe], [], [], left)[0]:
+                continue
+            data = os.read(self._pipe, 65536)
+            if not data:
+                return True
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                said = json.loads(line)
+                self._step = said.get("step", self._step)
+                self._said |= said
+                if "outcome" in said:  # what the half forked may hold the pipe open
+                    return True
+        return False
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pipe: int) -> NoReturn:
+    """In the child: never returns, whatever happens."""
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        warnings.simplefilter("ignore")
+        logging.disable()
+
+        def report(said: dict[str, object]) -> None:
+            os.write(pipe, json.dumps(said).encode() + b"\n")
+
+        descriptors, mappings = _descriptors(), _mappings()
+        try:
+            with Here(place, run, seconds, report) as here:
+                case.half(half)(here)
+        except Skip as reason:
+            report({"outcome": "skipped", "text": str(reason)})
+        except OtherHalfFailed as error:
+            report({"outcome": "failed", "text": str(error)})
+        except BaseException as error:
+            report({"outcome": "failed", "text": _told(error)})
+        else:
+            del here
+            left = _left_open(descriptors, mappings)
+            report({"outcome": "failed", "text": left} if left else {"outcome": "passed"})
+    finally:
+        os._exit(0)
+
+
+def _told(error: BaseException) -> str:
+    """The error and where it came from, in a line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/cases/" in f.filename]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    if not frames:
+        where = f" in {' < '.join(f'{Path(f.filename).name}:{f.lineno}' for f in traceback.extract_tb(error.__traceback__)[::-1])}"
+    text = f"{type(error).__name__}: {error}{where}"
+    cause = error.__cause__
+    return f"{text}; from {type(cause).__name__}: {cause}" if cause is not None else text
+
+
+def _left_open(descriptors: set[str], mappings: int) -> str:
+    """What this process has open that it had not before; a thread may need a moment to close its own."""
+    deadline = time.monotonic() + 2
+    while True:
+        gc.collect()
+        more = _descriptors() - descriptors
+        mapped = _mappings() - mappings
+        if not more and mapped <= 0:
+            return ""
+        if time.monotonic() > deadline:
+            return f"left open: descriptors {sorted(more)}, {mapped} mappings of shared pages"
+        time.sleep(0.02)
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}")
+        except FileNotFoundError:  # the one that listed the directory
+            continue
+    return found
+
+
+def _mappings() -> int:
+    with open("/proc/self/maps") as maps:
+        return sum(any(source in line for source in _SHARED) for line in maps)

@@ -1,0 +1,205 @@
+"""The runner: runs cases, one half here and the other in the peer's agent, and says how each ended.
+
+Used by `xengrant selftest`, the tests and the lab. Each half runs in a process of its own, also here; the runner itself
+holds one connection to xenstore.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from xengrant.testing import exchange
+from xengrant.testing.case import DESTROYABLE_PEER, DOM0, GUEST_PEER, THIRD_DOMAIN, Case, Requirement
+from xengrant.testing.exchange import ROOT, Answer, Call
+from xengrant.testing.here import Kind, Place
+from xengrant.testing.process import HalfProcess
+from xengrant.testing.result import Outcome, Result
+
+if TYPE_CHECKING:
+    from xengrant.domain import Domain
+    from xengrant.xenstore import XenStore
+
+__all__ = ["NoAgent", "Runner", "Victim"]
+
+
+class NoAgent(Exception):
+    """Nobody serves the peer's halves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A domain with an agent in it that a case may destroy."""
+
+    domid: int
+    destroy: Callable[[], None]
+
+
+class Runner:
+    """Runs cases with the peer `peer`. `with` closes it.
+
+    `connect` gives this domain, `kind` is how it unmaps, `third` another domain's domid where there is one. `victims`
+    gives a `Victim` for each case that destroys its peer, None when there is none left. `counts` asks the machine
+    what is in use; a case leaves no more than it found. Threads: one, and no other may run in the process.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Domain],
+        peer: int,
+        kind: Kind,
+        machine: str,
+        *,
+        third: int | None = None,
+        victims: Callable[[], Victim | None] | None = None,
+        counts: Callable[[], Mapping[str, int]] | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        self._connect = connect
+        self._peer = peer
+        self._kind = kind
+        self._machine = machine
+        self._third = third
+        self._victims = victims
+        self._counts = counts
+        self._seconds = seconds
+        self._session = os.urandom(4).hex()
+        self._runs = 0
+        self._prepared: set[int] = set()
+        self._domain = connect()
+        self._store: XenStore = self._domain.xenstore()
+        self._domid = self._domain.domid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove what the runner wrote into xenstore."""
+        for peer in self._prepared:
+            exchange.remove(self._store, f"{ROOT}/{peer}")
+        self._prepared.clear()
+        self._store.close()
+        self._domain.close()
+
+    def run_all(self, cases: Iterable[Case], report: Callable[[Result], None]) -> list[Result]:
+        """Run the cases in order; `report` gets each result as it comes."""
+        results = []
+        for case in cases:
+            results.append(self.run(case))
+            report(results[-1])
+        return results
+
+    def run(self, case: Case) -> Result:
+        """Run one case. Raises `NoAgent` where nobody answers in the peer."""
+        started = time.monotonic()
+        missing = self._missing(case)
+        victim = self._victims() if case.destroys_peer and self._victims is not None and missing is None else None
+        if case.destroys_peer and victim is None and missing is None:
+            missing = DESTROYABLE_PEER
+        if missing is not None:
+            return self._result(case, started, "skipped", missing.reason)
+        if case.peer is not None:
+            self._prepare(self._peer if victim is None else victim.domid)
+        before = self._counts() if self._counts is not None else {}
+        outcome, text = self._run(case, victim)
+        if outcome == "passed" and (left := self._left_behind(before)):
+            outcome, text = "failed", f"{case.name}: left behind: {left}"
+        return self._result(case, started, outcome, text)
+
+    def _left_behind(self, before: Mapping[str, int]) -> str:
+        """What the machine has more of than before; deferred pages may need a moment."""
+        if self._counts is None:
+            return ""
+        deadline = time.monotonic() + 3
+        while True:
+            more = {what: count for what, count in self._counts().items() if count > before.get(what, 0)}
+            if not more or time.monotonic() > deadline:
+                return ", ".join(f"{count - before.get(what, 0)} {what}" for what, count in more.items())
+            time.sleep(0.01)
+
+    def _missing(self, case: Case) -> Requirement | None:
+        offered = {
+            DOM0: self._domid == 0,
+            GUEST_PEER: self._peer != 0,
+            THIRD_DOMAIN: self._third is not None,
+            DESTROYABLE_PEER: self._victims is not None,
+        }
+        return next((requirement for requirement in case.requires if not offered[requirement]), None)
+
+    def _run(self, case: Case, victim: Victim | None) -> tuple[Outcome, str]:
+        peer = self._peer if victim is None else victim.domid
+        seconds = self._seconds or case.seconds
+        self._runs += 1
+        run = f"{self._session}-{self._runs}"
+        if case.peer is not None:
+            self._store.write(f"{ROOT}/{peer}/call", exchange.encode(Call(run, case.name, seconds, self._third)))
+        answers = []
+        if case.local is not None:
+            answers.append(self._run_local(case, peer, run, seconds, victim))
+        if case.peer is not None and victim is None:
+            answers.append(self._answer(case, peer, run, seconds))
+        if case.peer is not None:
+            exchange.remove(self._store, f"{ROOT}/{peer}/{run}")
+        return _together(answers)
+
+    def _run_local(self, case: Case, peer: int, run: str, seconds: float, victim: Victim | None) -> Answer:
+        assert case.local is not None
+        place = Place(
+            self._connect, self._domid, peer, self._kind, self._third, None if victim is None else victim.destroy
+        )
+        answer = HalfProcess(case, case.local, place, run, seconds).finish()
+        if answer.outcome == "failed" and case.peer is not None:
+            exchange.tell_failed(self._store, peer, run)
+        return answer
+
+    def _answer(self, case: Case, peer: int, run: str, seconds: float) -> Answer:
+        """Wait for what the agent says of this run."""
+        path = f"/local/domain/{peer}/{ROOT}/{self._domid}/answer"
+        deadline = time.monotonic() + seconds + 10
+        with self._store.watch(path) as watch:
+            while True:
+                data = exchange.read(self._store, path)
+                if data is not None:
+                    answer = Answer.parse(data)
+                    if answer.run == run:
+                        return answer
+                try:
+                    watch.wait(max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    text = f"{case.name}: {case.peer}: the agent in domain {peer} did not answer in time"
+                    return Answer(run, "failed", text)
+
+    def _prepare(self, peer: int) -> None:
+        """Make the nodes that the peer reads, and see that its agent serves."""
+        if peer in self._prepared:
+            return
+        exchange.prepare(self._store, self._domid, peer)
+        self._prepared.add(peer)
+        path = f"/local/domain/{peer}/{ROOT}/{self._domid}/state"
+        deadline = time.monotonic() + 60
+        with self._store.watch(path) as watch:
+            while exchange.read(self._store, path) is None:
+                try:
+                    watch.wait(max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    raise NoAgent(
+                        f"no agent answers in domain {peer}: start `xengrant selftest --agent --peer {self._domid}` there"
+                    ) from None
+
+    def _result(self, case: Case, started: float, outcome: Outcome, text: str) -> Result:
+        return Result(case.name, case.title, self._machine, outcome, time.monotonic() - started, text)
+
+
+def _together(answers: list[Answer]) -> tuple[Outcome, str]:
+    """The halves' ends as the case's: the failure that came of itself goes first."""
+    bad = [answer.text for answer in answers if answer.outcome in ("failed", "refused")]
+    if bad:
+        return "failed", "; ".join(sorted(bad, key=lambda text: "the other half failed" in text))
+    skipped = [answer.text for answer in answers if answer.outcome == "skipped"]
+    return ("skipped", skipped[0]) if skipped else ("passed", "")
