@@ -189,7 +189,7 @@ class GrantTable:
             raise InvalidGrant(f"reference {ref} is free: it was put back, or never gotten")
 
     def _expand(self, missing: int) -> None:
-        """Add the frames that `missing` more references need; the new ones are handed out first (Linux gnttab_expand)."""
+        """Add the frames that `missing` more references need; theirs are handed out first (Linux gnttab_expand)."""
         extra = -(-missing // abi.V1_ENTRIES_PER_FRAME)
         if self._grow is None or len(self.entries.frames) + extra > self.max_frames:
             return

@@ -95,7 +95,7 @@ class Client:
                 self._finish().close_fds()
             self._unsent, self._owed = memoryview(wire.pack_request(kind, body)), True
             return self._finish()
-        except (ConnectionError, EOFError, wire.Malformed):
+        except (ConnectionError, EOFError, wire.MalformedError):
             self.dead = True
             raise self.gone() from None
 
@@ -105,7 +105,7 @@ class Client:
         self._receive(wire.REPLY.size)
         length, result, count = wire.REPLY.unpack_from(self._inbox)
         if length > wire.MAX_BODY:
-            raise wire.Malformed(f"a reply of {length} bytes")
+            raise wire.MalformedError(f"a reply of {length} bytes")
         end = wire.REPLY.size + length
         self._receive(end + max(0, -(-count // wire.FDS_PER_BATCH) - 1))
         reply = Reply(result, bytes(self._inbox[wire.REPLY.size : end]), self._fds)
@@ -141,7 +141,9 @@ def _connect(directory: str) -> socket.socket:
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise InterfaceUnavailable(error.errno, f"{directory}: {error.strerror}: no embedded machine here; {hint}") from None
+        raise InterfaceUnavailable(
+            error.errno, f"{directory}: {error.strerror}: no embedded machine here; {hint}"
+        ) from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _check_own(directory, os.fstat(fd))

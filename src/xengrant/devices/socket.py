@@ -47,7 +47,8 @@ class SocketSystem(System):
         fields = dict(parse_qsl(query, keep_blank_values=True))
         domid = fields.pop("domid", "")
         kernel = fields.pop("kernel", "0")
-        if scheme != "embedded" or not path or fields or not domid.isascii() or not domid.isdigit() or kernel not in "01":
+        valid = scheme == "embedded" and path and not fields and kernel in ("0", "1")
+        if not valid or not domid.isascii() or not domid.isdigit():
             raise ValueError(f"{url!r}: an embedded machine's URL is embedded:DIRECTORY?domid=N")
         self.directory = os.path.abspath(unquote(path))
         self.domid = int(domid)
@@ -118,8 +119,8 @@ class SocketDevice(Device):
         self._unmapped: deque[_Unmapped] = deque()
         self._cookies = itertools.count(1)
         self._live: dict[int, _Place | None] = {}  # mappings by cookie
-        self._drop = weakref.finalize(self, _drop_unclosed, client, name)
-        self._drop.atexit = False
+        self._finalizer = weakref.finalize(self, _drop_unclosed, client, name)
+        self._finalizer.atexit = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {'closed' if self.closed else 'open'}>"
@@ -161,13 +162,13 @@ class SocketDevice(Device):
     def close(self) -> None:
         if not self.closed:
             self.closed = True
-            self._drop.detach()
+            self._finalizer.detach()
             self._closing()
             self._flush()
 
     def abandon(self) -> None:
         self.closed = True
-        self._drop.detach()
+        self._finalizer.detach()
         self._client.close()
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._unmapped.clear()

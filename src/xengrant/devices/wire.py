@@ -7,8 +7,8 @@ answers each with one reply. (After HELLO for `xenbus` the stream is xenstore's 
     reply     length of body u32, result i32 (-errno: the body is the error's text), descriptors u32; body
 
 Descriptors come with a reply in batches, the first on the reply's first byte, each further one on a byte of its own
-after the body. Both sides bound every length before they believe it; what breaks the format is `Malformed`, and the
-connection is dropped.
+after the body. Both sides bound every length before they believe it; what breaks the format is `MalformedError`, and
+the connection is dropped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Direction(IntEnum):
     MAP = 4
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """The other side broke the format."""
 
 
@@ -128,7 +128,7 @@ def parse_request(head: bytes | bytearray) -> tuple[int, Kind]:
     try:
         return length, Kind(kind)
     except ValueError:
-        raise Malformed(f"unknown request {kind}") from None
+        raise MalformedError(f"unknown request {kind}") from None
 
 
 def pack_reply(result: int, body: bytes | bytearray = b"", fds: int = 0) -> bytes:
@@ -175,7 +175,7 @@ def unpack_ioctl(body: bytes) -> Ioctl:
     request, arg_length, count = _unpack(_IOCTL, body)
     at = _IOCTL.size + arg_length
     if at + count * _POINTER.size > len(body):
-        raise Malformed("an ioctl shorter than it says")
+        raise MalformedError("an ioctl shorter than it says")
     call = Ioctl(request, bytearray(body[_IOCTL.size : at]), [])
     table = _POINTER.iter_unpack(body[at : at + count * _POINTER.size])
     at += count * _POINTER.size
@@ -183,7 +183,7 @@ def unpack_ioctl(body: bytes) -> Ioctl:
     for holder, offset, length, way in table:
         total += length
         if total > MAX_BODY or holder > len(call.pointers) or way not in _DIRECTIONS:
-            raise Malformed("an ioctl with a pointer that cannot be")
+            raise MalformedError("an ioctl with a pointer that cannot be")
         if way == Direction.OUT:
             data = bytearray(length)
         else:
@@ -191,7 +191,7 @@ def unpack_ioctl(body: bytes) -> Ioctl:
             at += length
         call.pointers.append(Argument(holder, offset, Direction(way), data))
     if at != len(body):
-        raise Malformed("an ioctl longer or shorter than it says")
+        raise MalformedError("an ioctl longer or shorter than it says")
     return call
 
 
@@ -219,7 +219,7 @@ def pack_munmap(cookies: Iterable[int]) -> bytes:
 
 def unpack_munmap(body: bytes) -> list[int]:
     if len(body) % _COOKIE.size:
-        raise Malformed("munmap of half a cookie")
+        raise MalformedError("munmap of half a cookie")
     return [cookie for (cookie,) in _COOKIE.iter_unpack(body)]
 
 
@@ -241,11 +241,11 @@ def pack_parts(parts: Sequence[Part]) -> tuple[bytes, list[int]]:
 
 def unpack_parts(body: bytes, fds: Sequence[int]) -> list[Part]:
     if len(body) % _PART.size:
-        raise Malformed("half a part")
+        raise MalformedError("half a part")
     try:
         return [Part(fds[i], offset, length) for i, offset, length in _PART.iter_unpack(body)]
     except IndexError:
-        raise Malformed("a part of a descriptor that did not come") from None
+        raise MalformedError("a part of a descriptor that did not come") from None
 
 
 _thread = threading.local()
@@ -270,10 +270,10 @@ def _unpack(layout: Struct, body: bytes) -> tuple[int, ...]:
     try:
         return layout.unpack_from(body)
     except error:
-        raise Malformed(f"{len(body)} bytes where {layout.size} are needed") from None
+        raise MalformedError(f"{len(body)} bytes where {layout.size} are needed") from None
 
 
 def _unpack_whole(layout: Struct, body: bytes) -> tuple[int, ...]:
     if len(body) != layout.size:
-        raise Malformed(f"{len(body)} bytes where {layout.size} are needed")
+        raise MalformedError(f"{len(body)} bytes where {layout.size} are needed")
     return _unpack(layout, body)

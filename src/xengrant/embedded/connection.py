@@ -12,11 +12,10 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from xengrant.devices import wire
-from xengrant.devices.wire import Kind, Malformed
+from xengrant.devices.wire import Kind, MalformedError
 from xengrant.embedded.domain import Domain
 from xengrant.embedded.evtchn import Evtchn
 from xengrant.embedded.files import Answer, File, fault
@@ -25,6 +24,7 @@ from xengrant.embedded.gntdev import Gntdev
 from xengrant.embedded.hypervisor import Hypervisor
 from xengrant.embedded.privcmd import Privcmd
 from xengrant.embedded.stream import Stream
+from xengrant.embedded.xenbus import Xenbus
 
 _log = logging.getLogger("xengrant.embedded")
 
@@ -40,7 +40,7 @@ class Server(Protocol):
     hypervisor: Hypervisor
 
     def control(self, request: bytes) -> bytes: ...
-    def open_xenbus(self, domain: Domain, stream: Stream) -> Callable[[bytes], None]: ...
+    def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus: ...
     def forget(self, connection: Connection) -> None: ...
 
 
@@ -51,31 +51,35 @@ class Connection:
         self._server = server
         self._inbox = bytearray()
         self._file: File | None = None
-        self._raw: Callable[[bytes], None] | None = None
+        self._xenbus: Xenbus | None = None
         self._control = False
         self.device = "?"
         self.domain: Domain | None = None
-        self.stream = Stream(loop, sock, self._received, self._ended)
+        self.stream = Stream(loop, sock, self)
         self._hello_timer = loop.call_later(_HELLO_TIMEOUT, self.stream.close)
 
     def __repr__(self) -> str:
         return f"<Connection {self.device} of domain {self.domain.domid if self.domain else '-'}>"
 
-    def _ended(self) -> None:
+    def ended(self) -> None:
         """The client is gone, which is the end of its file."""
         self._hello_timer.cancel()
         file, self._file = self._file, None
         if file is not None and not file.domain.dying:
             file.release()
-        raw, self._raw = self._raw, None
-        if raw is not None:
-            raw(b"")
+        if self._xenbus is not None:
+            self._xenbus.ended()
         self._server.forget(self)
 
-    def _received(self, data: bytes) -> None:
-        if self._raw is not None:
-            if data:
-                self._raw(data)
+    def drained(self) -> None:
+        if self._xenbus is not None:
+            self._xenbus.drained()
+        else:
+            self.received(b"")
+
+    def received(self, data: bytes) -> None:
+        if self._xenbus is not None:
+            self._xenbus.received(data)
             return
         self._inbox += data
         try:
@@ -84,12 +88,10 @@ class Connection:
                 if message is None:
                     return
                 self._serve(*message)
-                if self._raw is not None:  # HELLO of xenbus: what came behind it is xenstore's
-                    rest, self._inbox = bytes(self._inbox), bytearray()
-                    if rest:
-                        self._raw(rest)
+                if self._xenbus is not None:  # what came behind its HELLO is xenstore's
+                    self._xenbus.received(bytes(self._inbox))
                     return
-        except Malformed as error:
+        except MalformedError as error:
             _log.info("%r dropped: %s", self, error)
             self.stream.close()
         except Exception:
@@ -102,7 +104,7 @@ class Connection:
             return None
         length, kind = wire.parse_request(self._inbox)
         if length > self._room(kind):
-            raise Malformed(f"{kind.name} of {length} bytes")
+            raise MalformedError(f"{kind.name} of {length} bytes")
         if len(self._inbox) < head + length:
             return None
         body = bytes(self._inbox[head : head + length])
@@ -112,9 +114,9 @@ class Connection:
     def _room(self, kind: Kind) -> int:
         """Check that this kind of request may come now, and return how long it may be."""
         if (kind is Kind.HELLO) != (self.device == "?"):
-            raise Malformed(f"{kind.name} out of order")
+            raise MalformedError(f"{kind.name} out of order")
         if (kind is Kind.CONTROL) != self._control:
-            raise Malformed(f"{kind.name} on {self.device}")
+            raise MalformedError(f"{kind.name} on {self.device}")
         return {Kind.HELLO: wire.MAX_HELLO, Kind.CONTROL: wire.MAX_CONTROL}.get(kind, wire.MAX_BODY)
 
     def _serve(self, kind: Kind, body: bytes) -> None:
@@ -149,12 +151,12 @@ class Connection:
             self._file = _FILES[hello.device](self._server.hypervisor, self.domain)
         self.stream.send(wire.pack_reply(0))
         if self.domain is not None and hello.device == "xenbus":
-            self._raw = self._server.open_xenbus(self.domain, self.stream)
+            self._xenbus = self._server.open_xenbus(self.domain, self.stream)
 
     def _call(self, kind: Kind, body: bytes) -> None:
         file = self._file
         if file is None:
-            raise Malformed(f"{kind.name} on {self.device}")
+            raise MalformedError(f"{kind.name} on {self.device}")
         if kind is Kind.IOCTL:
             self._ioctl(file, body)
         elif kind is Kind.MMAP:

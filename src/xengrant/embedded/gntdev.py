@@ -19,7 +19,7 @@ from xengrant.devices.wire import Ioctl, Part
 from xengrant.embedded.event_channels import Port
 from xengrant.embedded.files import Answer, File, Vma, fault
 from xengrant.embedded.grant_copy import grant_copy
-from xengrant.embedded.grants import GrantFailure, Handle
+from xengrant.embedded.grants import GrantFailedError, Handle
 from xengrant.embedded.memory import parts_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Gntdev(File):
         found.readonly = not writable
         try:
             self._map_grants(found)
-        except GrantFailure as failure:
+        except GrantFailedError as failure:
             if self._is_pv:
                 self._unmap_grants(found)
             raise fault(errno.EINVAL, f"GNTST {failure.status}: {failure}") from None
@@ -163,11 +163,11 @@ class Gntdev(File):
     def _map_grants(self, mapped: Map) -> None:
         """Map them all; what was mapped before a refusal stays, as in Linux, until the map is unmapped."""
         self._live.add(mapped)
-        refused: GrantFailure | None = None
+        refused: GrantFailedError | None = None
         for domid, ref in mapped.grants:
             try:
                 handle = self.hypervisor.grants.map(self.domain, domid, ref, readonly=mapped.readonly)
-            except GrantFailure as failure:
+            except GrantFailedError as failure:
                 refused = refused or failure
             else:
                 mapped.handles.append(handle)

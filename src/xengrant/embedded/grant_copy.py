@@ -10,7 +10,7 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices.wire import Argument, Direction, Ioctl
 from xengrant.embedded.domain import Domain
 from xengrant.embedded.files import fault
-from xengrant.embedded.grants import GrantFailure, Grants
+from xengrant.embedded.grants import GrantFailedError, Grants
 
 Side = tuple[int, int, int]  # ref, offset, domid
 
@@ -54,7 +54,7 @@ def _copy(grants: Grants, domain: Domain, source: Side | Argument, dest: Side | 
         else:
             ref, offset, domid = dest
             grants.write(domain, domid, ref, offset, data)
-    except GrantFailure as failure:
+    except GrantFailedError as failure:
         return failure.status
     return GNTST_OKAY
 

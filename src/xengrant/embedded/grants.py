@@ -1,4 +1,4 @@
-"""Xen's side of grants: mapping, unmapping and copying through another domain's live entries (xen/common/grant_table.c).
+"""Xen's side of grants (xen/common/grant_table.c): mapping and copying through another domain's live entries.
 
 Called by gntdev and by the machine as dom0's toolstack. A page is pinned by the active entry, not by the shared one:
 once mapped, what the granter writes into its table changes nothing for the mapping.
@@ -20,7 +20,7 @@ _MAX_PINS = 0x80
 _HANDLES_PER_MAPTRACK_FRAME = 256
 
 
-class GrantFailure(Exception):
+class GrantFailedError(Exception):
     """The hypervisor refused; `status` is the GNTST code."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -48,10 +48,10 @@ class Grants:
         self._frames = frames
 
     def map(self, mapper: Domain, domid: int, ref: int, *, readonly: bool) -> Handle:
-        """Pin the page of a grant for `mapper`; `GrantFailure`."""
+        """Pin the page of a grant for `mapper`; `GrantFailedError`."""
         pins = mapper.pins_for_each_map
         if mapper.maptrack + pins > mapper.settings.max_maptrack_frames * _HANDLES_PER_MAPTRACK_FRAME:
-            raise GrantFailure(abi.GNTST_NO_SPACE, "maptrack is full")
+            raise GrantFailedError(abi.GNTST_NO_SPACE, "maptrack is full")
         granter = self._granter(domid)
         active = self._pin(mapper, granter, ref, readonly=readonly, pins=pins, mapping=True)
         mapper.maptrack += pins
@@ -62,7 +62,7 @@ class Grants:
         self._unpin(handle.granter, handle.ref, readonly=handle.readonly, pins=handle.pins)
 
     def read(self, reader: Domain, domid: int, ref: int, offset: int, length: int) -> bytes:
-        """Copy out of a grant; `GrantFailure`."""
+        """Copy out of a grant; `GrantFailedError`."""
         granter = self._granter(reader.domid if domid == DOMID_SELF else domid)
         page = self._pin(reader, granter, ref, readonly=True, pins=1, mapping=False).page
         try:
@@ -71,7 +71,7 @@ class Grants:
             self._unpin(granter, ref, readonly=True, pins=1)
 
     def write(self, writer: Domain, domid: int, ref: int, offset: int, data: bytes | bytearray) -> None:
-        """Copy into a grant; `GrantFailure`."""
+        """Copy into a grant; `GrantFailedError`."""
         granter = self._granter(writer.domid if domid == DOMID_SELF else domid)
         page = self._pin(writer, granter, ref, readonly=False, pins=1, mapping=False).page
         try:
@@ -82,20 +82,20 @@ class Grants:
     def _granter(self, domid: int) -> Domain:
         domain = self._domains.get(domid)
         if domain is None:
-            raise GrantFailure(abi.GNTST_BAD_DOMAIN, f"no domain {domid}")
+            raise GrantFailedError(abi.GNTST_BAD_DOMAIN, f"no domain {domid}")
         return domain
 
     def _pin(
         self, caller: Domain, granter: Domain, ref: int, *, readonly: bool, pins: int, mapping: bool
     ) -> Active:
         if ref >= granter.table.size:
-            raise GrantFailure(abi.GNTST_BAD_GNTREF, f"ref {ref} beyond the {granter.table.size} of the table")
+            raise GrantFailedError(abi.GNTST_BAD_GNTREF, f"ref {ref} beyond the {granter.table.size} of the table")
         active = granter.active.get(ref)
         if active is not None:
             if active.domid != caller.domid:
-                raise GrantFailure(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned by domain {active.domid}")
+                raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned by domain {active.domid}")
             if max(active.readers, active.writers) + pins > _MAX_PINS:
-                raise GrantFailure(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned too often")
+                raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned too often")
         if active is None or (not readonly and not active.writers):
             _set_status_v1(granter, ref, caller.domid, pinned=active is not None, readonly=readonly, mapping=mapping)
         if active is None:
@@ -110,7 +110,7 @@ class Grants:
         page = self._frames.find(granter.table.entries.read(ref).frame, granter.domid)
         if page is None or granter.dying:
             _clear_status(granter, ref, abi.GTF_READING | (0 if readonly else abi.GTF_WRITING))
-            raise GrantFailure(abi.GNTST_BAD_PAGE, f"ref {ref} grants a page that domain {granter.domid} has not")
+            raise GrantFailedError(abi.GNTST_BAD_PAGE, f"ref {ref} grants a page that domain {granter.domid} has not")
         page.users += 1
         active = granter.active[ref] = Active(page, domid)
         return active
@@ -139,17 +139,17 @@ def _set_status_v1(
     for _ in range(_TRIES):
         flags = word & 0xFFFF
         if not pinned and (flags & mask != abi.GTF_PERMIT_ACCESS or word >> 16 != domid):
-            raise GrantFailure(
+            raise GrantFailedError(
                 abi.GNTST_GENERAL_ERROR, f"bad flags ({flags:x}) or dom ({word >> 16}); expected d{domid}"
             )
         if not readonly and flags & abi.GTF_READONLY:
-            raise GrantFailure(abi.GNTST_GENERAL_ERROR, f"attempt to write-pin the read-only ref {ref}")
+            raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"attempt to write-pin the read-only ref {ref}")
         wanted = word | abi.GTF_READING | (0 if readonly else abi.GTF_WRITING)
         seen = _native.compare_exchange32(buffer, at, word, wanted)
         if seen == word:
             return
         word = seen
-    raise GrantFailure(abi.GNTST_GENERAL_ERROR, f"the shared entry of ref {ref} is unstable")
+    raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"the shared entry of ref {ref} is unstable")
 
 
 def _clear_status(granter: Domain, ref: int, flags: int) -> None:

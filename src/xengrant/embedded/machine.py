@@ -124,7 +124,10 @@ class Machine:
         self._do(lambda server: server.create(domid, name, **settings))
 
     def configure(self, domid: int, **settings: Any) -> None:
-        """Change settings of a domain that runs; `lifetime` and `max_grant_frames` stay. `LookupError`: no such domain."""
+        """Change settings of a domain that runs, all but `lifetime` and `max_grant_frames`.
+
+        `LookupError`: no such domain.
+        """
         self._do(lambda server: server.configure(domid, **settings))
 
     def destroy(self, domid: int) -> None:

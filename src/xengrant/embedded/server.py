@@ -22,7 +22,7 @@ from xengrant.embedded.domain import Domain, Settings
 from xengrant.embedded.files import fault
 from xengrant.embedded.hypervisor import Hypervisor
 from xengrant.embedded.stream import Stream
-from xengrant.embedded.xenbus import Xenbus
+from xengrant.embedded.xenbus import Xenbus, XenstoreClient
 from xengrant.embedded.xenstored import XenStored
 
 _log = logging.getLogger("xengrant.embedded")
@@ -45,7 +45,7 @@ class MachineServer:
         self._loop = loop
         self._directory = directory
         self._connections: set[Connection] = set()
-        self._xenstore_clients: set[Stream] = set()
+        self._xenstore_clients: set[XenstoreClient] = set()
         self._listeners: list[socket.socket] = []
         self.store = XenStored()
         self.hypervisor = Hypervisor(settings, self._call_later, self.store.introduce, self.store.release)
@@ -77,8 +77,8 @@ class MachineServer:
         except LookupError as error:
             raise fault(errno.ESRCH, str(error)) from None
 
-    def open_xenbus(self, domain: Domain, stream: Stream) -> Callable[[bytes], None]:
-        return Xenbus(self._loop, self.store, domain.domid, stream)
+    def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus:
+        return Xenbus(self.store, domain.domid, stream)
 
     def forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -138,9 +138,7 @@ class MachineServer:
         for listener in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
-        for connection in list(self._connections):
-            connection.stream.close()
-        for stream in list(self._xenstore_clients):
+        for stream in self._streams():
             stream.close()
         self.hypervisor.close()
 
@@ -148,9 +146,13 @@ class MachineServer:
         """In a forked child: close the descriptors, so that clients see the machine's end when it is over."""
         for listener in self._listeners:
             listener.close()
-        for stream in [connection.stream for connection in self._connections] + list(self._xenstore_clients):
+        for stream in self._streams():
             stream.abandon()
         self.hypervisor.abandon()
+
+    def _streams(self) -> list[Stream]:
+        devices = [connection.stream for connection in self._connections]
+        return devices + [client.stream for client in self._xenstore_clients]
 
     def _domain(self, domid: int) -> Domain:
         try:
@@ -186,13 +188,7 @@ class MachineServer:
 
     def _accept_xenstore(self, client: socket.socket) -> None:
         """One of Xen's own tools, as dom0."""
-        stream = Stream(self._loop, client, lambda data: xenbus(data) if data else None, lambda: ended())
-        xenbus = Xenbus(self._loop, self.store, 0, stream)
-        self._xenstore_clients.add(stream)
-
-        def ended() -> None:
-            self._xenstore_clients.discard(stream)
-            xenbus(b"")
+        self._xenstore_clients.add(XenstoreClient(self._loop, client, self.store, self._xenstore_clients.discard))
 
 
 def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:

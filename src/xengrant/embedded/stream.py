@@ -12,7 +12,8 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from xengrant.devices import wire
 
@@ -21,23 +22,28 @@ _RECEIVE = 64 << 10
 _RETRY = 0.001
 
 
-class Stream:
-    """A socket; `received(data)` gets what arrives, `ended()` is called once when the stream is over.
+class Handler(Protocol):
+    """Whose stream it is. None of its methods may raise."""
 
-    Neither may raise. `paused` stops reading, end of stream included.
+    def received(self, data: bytes) -> None: ...
+
+    def drained(self) -> None:
+        """The client has taken all output, or was unpaused: go on with what had arrived."""
+
+    def ended(self) -> None:
+        """The stream is over; called once."""
+
+
+class Stream:
+    """A socket. `paused` stops reading, end of stream included.
+
+    `send` never ends the stream at once, since its caller may be in the middle of telling many.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
-        received: Callable[[bytes], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, handler: Handler) -> None:
         self._loop = loop
         self._sock = sock
-        self._received = received
-        self._ended = ended
+        self._handler = handler
         self._out: deque[tuple[memoryview, list[int]]] = deque()  # bytes, and descriptors (ours) for the first of them
         self._out_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -62,7 +68,7 @@ class Stream:
         self._paused = paused
         self._update()
         if not paused and not self.closed:
-            self._received(b"")  # go on with what had arrived
+            self._handler.drained()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send now what the socket takes, and the rest when it can. The descriptors may be closed on return."""
@@ -72,8 +78,6 @@ class Stream:
         pieces[1:] = [(memoryview(b"\0"), batch) for _, batch in pieces[1:]]
         while pieces and not self._out:
             sent = self._try_send(*pieces[0])
-            if self.closed:
-                return
             if sent < 0:
                 break
             rest = pieces[0][0][sent:]
@@ -84,10 +88,10 @@ class Stream:
         self._update()
 
     def close(self) -> None:
-        """End the stream; `ended` is called."""
+        """End the stream, now."""
         if not self.closed:
             self._shut()
-            self._ended()
+            self._handler.ended()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor only."""
@@ -130,7 +134,7 @@ class Stream:
         except OSError:
             data = b""
         if data:
-            self._received(data)
+            self._handler.received(data)
         else:
             self.close()
 
@@ -138,7 +142,7 @@ class Stream:
         while self._out:
             data, fds = self._out[0]
             sent = self._try_send(data, fds)
-            if sent < 0 or self.closed:
+            if sent < 0:
                 break
             _close(fds)
             self._out_bytes -= sent
@@ -148,7 +152,7 @@ class Stream:
                 self._out[0] = (data[sent:], [])
         self._update()
         if not self._out and not self.closed:
-            self._received(b"")  # go on with what had arrived
+            self._handler.drained()
 
     def _try_send(self, data: memoryview, fds: Sequence[int]) -> int:
         """Bytes sent, or -1 where the socket takes none now."""
@@ -160,8 +164,8 @@ class Stream:
             if error.errno == errno.ETOOMANYREFS:
                 self._timer = self._loop.call_later(_RETRY, self._retry)
                 return -1
-            self.close()
-            return 0
+            self._loop.call_soon(self.close)
+            return -1
 
     def _retry(self) -> None:
         self._timer = None

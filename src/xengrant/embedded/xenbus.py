@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from collections.abc import Callable
 
 from xengrant.embedded.stream import Stream
 from xengrant.embedded.xenstored import ProtocolViolation, XenStored
 
 _log = logging.getLogger("xengrant.embedded")
 
-# A client that lets so many bytes of answers and events lie is dropped.
-_MAX_PENDING = 4 << 20
-
 
 class Xenbus:
-    """One connection to xenstore, as domain `domid`. Called with what arrives; with nothing when the client is gone."""
+    """One connection to xenstore, as domain `domid`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, store: XenStored, domid: int, stream: Stream) -> None:
-        self._loop = loop
+    def __init__(self, store: XenStored, domid: int, stream: Stream) -> None:
         self._stream = stream
         self._domid = domid
-        self._connection = store.connect(domid, self._send)
+        self._connection = store.connect(domid, stream.send, backlog=lambda: stream.pending)
 
-    def __call__(self, data: bytes) -> None:
-        if not data:
-            self._connection.close()
-            return
+    def received(self, data: bytes) -> None:
+        self._run(lambda: self._connection.feed(data))
+
+    def drained(self) -> None:
+        self._run(self._connection.drained)
+
+    def ended(self) -> None:
+        self._connection.close()
+
+    def _run(self, call: Callable[[], None]) -> None:
         try:
-            self._connection.feed(data)
+            call()
         except ProtocolViolation as error:
             _log.info("xenstore connection of domain %d dropped: %s", self._domid, error)
             self._stream.close()
@@ -39,8 +43,27 @@ class Xenbus:
             _log.exception("xenstore connection of domain %d dropped: xenstored failed", self._domid)
             self._stream.close()
 
-    def _send(self, data: bytes) -> None:
-        """Never closes at once: xenstored may be in the middle of telling others."""
-        self._stream.send(data)
-        if self._stream.pending > _MAX_PENDING:
-            self._loop.call_soon(self._stream.close)
+
+class XenstoreClient:
+    """A connection to the socket of Xen's own tools, as dom0; `ended` is called when it is over."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        store: XenStored,
+        ended: Callable[[XenstoreClient], None],
+    ) -> None:
+        self._ended = ended
+        self.stream = Stream(loop, sock, self)
+        self._xenbus = Xenbus(store, 0, self.stream)
+
+    def received(self, data: bytes) -> None:
+        self._xenbus.received(data)
+
+    def drained(self) -> None:
+        self._xenbus.drained()
+
+    def ended(self) -> None:
+        self._xenbus.ended()
+        self._ended(self)
