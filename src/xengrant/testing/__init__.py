@@ -10,14 +10,14 @@ from xengrant.testing.case import Case, Requirement, all_cases, find
 from xengrant.testing.embedded import EmbeddedSuite
 from xengrant.testing.here import Here, Place
 from xengrant.testing.result import Result, as_json, summary
-from xengrant.testing.runner import NoAgent, Runner, Victim
+from xengrant.testing.runner import NoAgentError, Runner, Victim
 
 __all__ = [
     "Agent",
     "Case",
     "EmbeddedSuite",
     "Here",
-    "NoAgent",
+    "NoAgentError",
     "Place",
     "Requirement",
     "Result",

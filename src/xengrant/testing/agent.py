@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from xengrant.errors import GrantError
 from xengrant.testing import case as cases
 from xengrant.testing import exchange
-from xengrant.testing.exchange import ROOT, Answer, Call, Malformed
+from xengrant.testing.exchange import ROOT, Answer, Call, MalformedError
 from xengrant.testing.here import Kind, Place
 from xengrant.testing.process import HalfProcess
 
@@ -58,7 +58,7 @@ class Agent:
     def _take(self, store: XenStore, domid: int, data: bytes) -> None:
         try:
             call = Call.parse(data)
-        except Malformed as error:
+        except MalformedError as error:
             _log.warning("a call from domain %d was ignored: %s", self._runner, error)
             return
         if self._last is not None:

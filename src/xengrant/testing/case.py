@@ -32,7 +32,7 @@ class Requirement:
 
 
 DOM0 = Requirement(
-    "dom0", "only the control domain may do this (Xen XSM_DM_PRIV, xenstored's privileged domain), and a guest runs this"
+    "dom0", "only the control domain may do this (Xen XSM_DM_PRIV, xenstored's privileged domain), and a guest runs it"
 )
 GUEST_PEER = Requirement("guest peer", "dom0 has neither quotas nor forbidden nodes, and the peer is dom0")
 THIRD_DOMAIN = Requirement("third domain", "it takes a third domain, and this machine has two")

@@ -78,7 +78,10 @@ class MachineProcess:
 
 
 class EmbeddedSuite:
-    """A runner on an embedded machine of its own, for the pair "dom0" (dom0 and a guest) or "guests". `with` closes it."""
+    """A runner on an embedded machine of its own. `with` closes it.
+
+    `pair` is "dom0" (dom0 runs the cases with a guest) or "guests"; `seconds` a deadline instead of each case's own.
+    """
 
     def __init__(self, lifetime: Kind, pair: str = "dom0", *, seconds: float | None = None) -> None:
         here, peer = _PAIRS[pair]

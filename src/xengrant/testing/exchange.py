@@ -26,7 +26,7 @@ from xengrant.xenstore import Permission
 if TYPE_CHECKING:
     from xengrant.xenstore import Watch, XenStore
 
-__all__ = ["Answer", "Call", "Mailbox", "Malformed", "OtherHalfFailed", "decode", "encode"]
+__all__ = ["Answer", "Call", "Mailbox", "MalformedError", "OtherHalfFailedError", "decode", "encode"]
 
 ROOT = "data/xengrant/selftest"
 VERSION = 1
@@ -40,11 +40,11 @@ _OUTCOMES = ("passed", "failed", "skipped", "refused")
 FAILED = "failed"
 
 
-class Malformed(GrantError):
+class MalformedError(GrantError):
     """The other side wrote something that is not of the suite."""
 
 
-class OtherHalfFailed(GrantError):
+class OtherHalfFailedError(GrantError):
     """The other half failed first; what it says of it is in its own result."""
 
 
@@ -95,13 +95,13 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes) -> Any:
-    """What the other side wrote, or `Malformed`: at most 1,900 bytes, numbers, strings and lists of them, one object."""
+    """What the other side wrote: at most 1,900 bytes, numbers, strings, lists and objects; else `MalformedError`."""
     if len(data) > _MAX_BYTES:
-        raise Malformed(f"a value of {len(data)} bytes")
+        raise MalformedError(f"a value of {len(data)} bytes")
     try:
         value = json.loads(data, parse_float=_small_float, parse_int=_small_int, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"not JSON of ours: {error}") from None
+        raise MalformedError(f"not JSON of ours: {error}") from None
     _bound(value, 3)
     return value
 
@@ -130,7 +130,7 @@ class Mailbox:
             self._watch = self._store.watch(self._others)
         while (data := read(self._store, f"{self._others}/{_node(name)}")) is None:
             if read(self._store, f"{self._others}/{FAILED}") is not None:
-                raise OtherHalfFailed(f"the other half failed before it said {name!r}")
+                raise OtherHalfFailedError(f"the other half failed before it said {name!r}")
             try:
                 self._watch.wait(max(0.0, self._deadline - time.monotonic()))
             except TimeoutError:
@@ -184,19 +184,19 @@ def _node(name: str) -> str:
 def _object(data: bytes) -> dict[str, Any]:
     value = decode(data)
     if not isinstance(value, dict):
-        raise Malformed(f"{type(value).__name__} instead of an object")
+        raise MalformedError(f"{type(value).__name__} instead of an object")
     return value
 
 
 def _check(condition: object, what: str) -> None:
     if not condition:
-        raise Malformed(f"its {what} is not of the suite")
+        raise MalformedError(f"its {what} is not of the suite")
 
 
 def _bound(value: object, depth: int) -> None:
     if isinstance(value, (list, dict)):
         if depth == 0 or len(value) > _MAX_ITEMS:
-            raise Malformed("too deep or too long")
+            raise MalformedError("too deep or too long")
         for item in value.values() if isinstance(value, dict) else value:
             _bound(item, depth - 1)
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-__all__ = ["Caught", "Unexpected", "equal", "eventually", "raises", "true"]
+__all__ = ["Caught", "UnexpectedError", "equal", "eventually", "raises", "true"]
 
 _E = TypeVar("_E", bound=BaseException)
 
 
-class Unexpected(Exception):
+class UnexpectedError(Exception):
     """The machine did not do what the case says it does."""
 
 
@@ -25,14 +25,14 @@ class Caught(Generic[_E]):
     @property
     def error(self) -> _E:
         if self._error is None:
-            raise Unexpected("nothing was raised yet")
+            raise UnexpectedError("nothing was raised yet")
         return self._error
 
 
 def true(condition: object, what: str) -> None:
     """`condition` holds; `what` is the sentence that is then true."""
     if not condition:
-        raise Unexpected(f"not so: {what}")
+        raise UnexpectedError(f"not so: {what}")
 
 
 def equal(actual: object, expected: object, what: str) -> None:
@@ -40,8 +40,8 @@ def equal(actual: object, expected: object, what: str) -> None:
     if actual == expected:
         return
     if isinstance(actual, bytes) and isinstance(expected, bytes) and len(expected) > 32:
-        raise Unexpected(f"{what}: {_first_difference(actual, expected)}")
-    raise Unexpected(f"{what}: {actual!r} instead of {expected!r}")
+        raise UnexpectedError(f"{what}: {_first_difference(actual, expected)}")
+    raise UnexpectedError(f"{what}: {actual!r} instead of {expected!r}")
 
 
 @contextlib.contextmanager
@@ -53,11 +53,11 @@ def raises(kind: type[_E], what: str, *, says: str = "") -> Iterator[Caught[_E]]
     except kind as error:
         caught._error = error
         if says not in str(error):
-            raise Unexpected(f"{what}: {error!r} does not say {says!r}") from error
+            raise UnexpectedError(f"{what}: {error!r} does not say {says!r}") from error
         return
     except Exception as error:
-        raise Unexpected(f"{what}: {error!r} instead of {kind.__name__}") from error
-    raise Unexpected(f"{what}: no {kind.__name__}")
+        raise UnexpectedError(f"{what}: {error!r} instead of {kind.__name__}") from error
+    raise UnexpectedError(f"{what}: no {kind.__name__}")
 
 
 def eventually(condition: Callable[[], object], what: str, seconds: float) -> None:
@@ -65,13 +65,14 @@ def eventually(condition: Callable[[], object], what: str, seconds: float) -> No
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise Unexpected(f"not so within {seconds:g} seconds: {what}")
+            raise UnexpectedError(f"not so within {seconds:g} seconds: {what}")
         time.sleep(0.01)
 
 
 def _first_difference(actual: bytes, expected: bytes) -> str:
     if len(actual) != len(expected):
         return f"{len(actual)} bytes instead of {len(expected)}"
-    at = next(i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b)
-    wrong = sum(a != b for a, b in zip(actual, expected, strict=True))
-    return f"{wrong} of {len(expected)} bytes differ, the first at {at}: {actual[at]:#04x} instead of {expected[at]:#04x}"
+    wrong = [i for i, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]
+    at = wrong[0]
+    difference = f"{actual[at]:#04x} instead of {expected[at]:#04x}"
+    return f"{len(wrong)} of {len(expected)} bytes differ, the first at {at}: {difference}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xengrant.domain import Domain
     from xengrant.gntshr import Share
 
-__all__ = ["QUIET", "SOON", "Here", "Kind", "Place", "Skip"]
+__all__ = ["QUIET", "SOON", "Here", "Kind", "Place", "SkipError"]
 
 Kind = Literal["pv", "hvm"]
 
@@ -31,7 +31,7 @@ QUIET = 0.3
 """Seconds after which what must not happen is taken not to happen."""
 
 
-class Skip(Exception):
+class SkipError(Exception):
     """The machine cannot show this behaviour; the text is the physical reason."""
 
 
@@ -44,7 +44,7 @@ class Place:
     other: int
     kind: Kind
     third: int | None = None
-    destroy_other: Callable[[], None] | None = None
+    destroy_other: Callable[[], object] | None = None
 
 
 class Here:

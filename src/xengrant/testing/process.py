@@ -6,6 +6,7 @@ so that a half may hang, leak or die by SIGKILL and the parent can say after whi
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from xengrant.testing.case import Case
-from xengrant.testing.exchange import Answer, OtherHalfFailed
-from xengrant.testing.here import Here, Place, Skip
+from xengrant.testing.exchange import Answer, OtherHalfFailedError
+from xengrant.testing.here import Here, Place, SkipError
 
 __all__ = ["HalfProcess"]
 
@@ -95,10 +96,8 @@ class HalfProcess:
         return False
 
     def _kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
 
 
 def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pipe: int) -> NoReturn:
@@ -116,9 +115,9 @@ def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pip
         try:
             with Here(place, run, seconds, report) as here:
                 case.half(half)(here)
-        except Skip as reason:
+        except SkipError as reason:
             report({"outcome": "skipped", "text": str(reason)})
-        except OtherHalfFailed as error:
+        except OtherHalfFailedError as error:
             report({"outcome": "failed", "text": str(error)})
         except BaseException as error:
             report({"outcome": "failed", "text": _told(error)})
@@ -132,11 +131,9 @@ def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pip
 
 def _told(error: BaseException) -> str:
     """The error and where it came from, in a line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/cases/" in f.filename]
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    if not frames:
-        where = f" in {' < '.join(f'{Path(f.filename).name}:{f.lineno}' for f in traceback.extract_tb(error.__traceback__)[::-1])}"
-    text = f"{type(error).__name__}: {error}{where}"
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if "/cases/" in frame.filename), frames[-1])
+    text = f"{type(error).__name__}: {error} at {Path(last.filename).name}:{last.lineno}"
     cause = error.__cause__
     return f"{text}; from {type(cause).__name__}: {cause}" if cause is not None else text
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __all__ = ["Outcome", "Result", "as_json", "summary"]
 
@@ -29,8 +29,8 @@ class Result:
 
 def summary(results: Sequence[Result]) -> str:
     """The last line of a run."""
-    counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in ("passed", "failed", "skipped")}
-    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    outcomes = [result.outcome for result in results]
+    return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in get_args(Outcome))
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:

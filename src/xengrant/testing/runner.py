@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from xengrant.domain import Domain
     from xengrant.xenstore import XenStore
 
-__all__ = ["NoAgent", "Runner", "Victim"]
+__all__ = ["NoAgentError", "Runner", "Victim"]
 
 
-class NoAgent(Exception):
+class NoAgentError(Exception):
     """Nobody serves the peer's halves."""
 
 
@@ -35,7 +35,7 @@ class Victim:
     """A domain with an agent in it that a case may destroy."""
 
     domid: int
-    destroy: Callable[[], None]
+    destroy: Callable[[], object]
 
 
 class Runner:
@@ -96,7 +96,7 @@ class Runner:
         return results
 
     def run(self, case: Case) -> Result:
-        """Run one case. Raises `NoAgent` where nobody answers in the peer."""
+        """Run one case. Raises `NoAgentError` where nobody answers in the peer."""
         started = time.monotonic()
         missing = self._missing(case)
         victim = self._victims() if case.destroys_peer and self._victims is not None and missing is None else None
@@ -188,9 +188,8 @@ class Runner:
                 try:
                     watch.wait(max(0.0, deadline - time.monotonic()))
                 except TimeoutError:
-                    raise NoAgent(
-                        f"no agent answers in domain {peer}: start `xengrant selftest --agent --peer {self._domid}` there"
-                    ) from None
+                    command = f"xengrant selftest --agent --peer {self._domid}"
+                    raise NoAgentError(f"no agent answers in domain {peer}: start `{command}` there") from None
 
     def _result(self, case: Case, started: float, outcome: Outcome, text: str) -> Result:
         return Result(case.name, case.title, self._machine, outcome, time.monotonic() - started, text)

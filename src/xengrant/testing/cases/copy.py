@@ -179,7 +179,7 @@ class ManySegments(Case):
 
 
 class BadSegments(Case):
-    """A segment that leaves its page, has no grant at all or stores into read-only memory is refused before the kernel"""
+    """A segment that leaves its page, has no grant or stores into read-only memory is refused at once"""
 
     source = f"{GNTDEV}: EINVAL"
 

@@ -6,7 +6,7 @@ import asyncio
 import select
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from xengrant.errors import GrantError, InterfaceClosed, PeerClosed
 from xengrant.evtchn import EventChannels, Port
@@ -454,10 +454,8 @@ class Asyncio(Case):
         async with here.domain.aio.evtchn() as channels:
             first, second = [channels.bind_interdomain(here.other, number) for number in numbers]
             for port in (first, second):
-                try:
+                with suppress(TimeoutError):
                     await port.wait(QUIET)
-                except TimeoutError:
-                    pass
             with raises(TimeoutError, "waiting without an event", says=str(first.number)):
                 await first.wait(0.05)
             here.tell("bound")
@@ -485,10 +483,8 @@ class CancelledWait(Case):
     async def _bind(self, here: Here, number: int) -> None:
         async with here.domain.aio.evtchn() as channels:
             port = channels.bind_interdomain(here.other, number)
-            try:
+            with suppress(TimeoutError):
                 await port.wait(QUIET)
-            except TimeoutError:
-                pass
             tasks = [asyncio.create_task(port.wait()) for _ in range(3)]
             await asyncio.sleep(0)
             for task in tasks:

@@ -1,4 +1,4 @@
-"""The two lifetimes of a map: a PV domain's ends with munmap, an HVM's (and PVH's, and Arm's) not before UNMAP_GRANT_REF."""
+"""The two lifetimes of a map: a PV domain's ends with munmap, an HVM's (PVH's, Arm's) with UNMAP_GRANT_REF as well."""
 
 from __future__ import annotations
 

@@ -34,10 +34,9 @@ class OrderAsked(Case):
     def mapper(self, here: Here) -> None:
         grants = here.offered()
         order = (2, 0, 3, 1)
-        with here.domain.gnttab() as gnttab:
-            with gnttab.map([grants[page] for page in order], writable=False) as mapped:
-                expected = b"".join(bytes([page]) * PAGE_SIZE for page in order)
-                equal(mapped.mapping[:], expected, "the pages in the order asked")
+        with here.domain.gnttab() as gnttab, gnttab.map([grants[page] for page in order], writable=False) as mapped:
+            expected = b"".join(bytes([page]) * PAGE_SIZE for page in order)
+            equal(mapped.mapping[:], expected, "the pages in the order asked")
         here.tell("read")
 
 
@@ -54,13 +53,17 @@ class OneGrantTwice(Case):
 
     def mapper(self, here: Here) -> None:
         grant = here.offered()[0]
-        with here.domain.gnttab() as gnttab, here.domain.gnttab() as other:
-            with gnttab.map([grant, grant], writable=True) as both, other.map(grant, writable=True) as third:
-                both.mapping[:5] = b"first"
-                equal(both.mapping[PAGE_SIZE : PAGE_SIZE + 5], b"first", "the second page of the map")
-                equal(third.mapping[:5], b"first", "the map of another interface")
-                third.close()
-                equal(both.mapping[:5], b"first", "the map after the other one's end")
+        with (
+            here.domain.gnttab() as gnttab,
+            here.domain.gnttab() as other,
+            gnttab.map([grant, grant], writable=True) as both,
+            other.map(grant, writable=True) as third,
+        ):
+            both.mapping[:5] = b"first"
+            equal(both.mapping[PAGE_SIZE : PAGE_SIZE + 5], b"first", "the second page of the map")
+            equal(third.mapping[:5], b"first", "the map of another interface")
+            third.close()
+            equal(both.mapping[:5], b"first", "the map after the other one's end")
         here.tell("done")
 
 
@@ -138,9 +141,8 @@ class NoSuchDomain(Case):
     source = f"{MAP}: GNTST_bad_domain"
 
     def mapper(self, here: Here) -> None:
-        with here.domain.gnttab() as gnttab:
-            with raises(MapError, "mapping from nowhere", says="no such domain") as caught:
-                gnttab.map((NO_SUCH_DOMAIN, 8), writable=True)
+        with here.domain.gnttab() as gnttab, raises(MapError, "mapping from nowhere", says="no such domain") as caught:
+            gnttab.map((NO_SUCH_DOMAIN, 8), writable=True)
         equal(caught.error.statuses, (-2,), "the status")
 
 
@@ -275,11 +277,14 @@ class UnmapThroughAnother(Case):
             here.hear("done")
 
     def mapper(self, here: Here) -> None:
-        with here.domain.gnttab() as gnttab, here.domain.gnttab() as another:
-            with gnttab.map(here.offered(), writable=True) as mapped:
-                with raises(InvalidGrant, "unmapping through another interface", says="another"):
-                    another.unmap(mapped)
-                equal(mapped.mapping[:4], b"stay", "the map after the refusal")
+        with (
+            here.domain.gnttab() as gnttab,
+            here.domain.gnttab() as another,
+            gnttab.map(here.offered(), writable=True) as mapped,
+        ):
+            with raises(InvalidGrant, "unmapping through another interface", says="another"):
+                another.unmap(mapped)
+            equal(mapped.mapping[:4], b"stay", "the map after the refusal")
         here.tell("done")
 
 
@@ -318,7 +323,7 @@ class OutlivesItsInterface(Case):
 
 
 class BadArguments(Case):
-    """No grants at all, a domid that no domain can have and a ref beyond 32 bits are refused before the kernel is asked"""
+    """No grants, a domid that no domain can have and a ref beyond 32 bits are refused before the kernel is asked"""
 
     source = f"{GNTDEV}: a count of 0 is EINVAL, and the domid is cut to 16 bits unchecked"
 
@@ -362,7 +367,7 @@ class ViewsPinTheMap(Case):
 
 
 class LeavingWithViews(Case):
-    """Leaving `with` around a map with an error in flight and a view alive keeps the error, notes the view, unmaps later"""
+    """Leaving `with` with an error in flight and a view alive keeps the error, notes the view and unmaps later"""
 
     source = "xengrant's own: an error is never masked, and the last view's end unmaps"
     peer = "granter"

@@ -93,10 +93,12 @@ class ManyRefs(Case):
         here.hear("advertised")
         grants = here.domain.find(here.other, PATH, timeout=SOON)
         equal(len(grants), 900, "the number of grants found")
-        with here.domain.gnttab() as gnttab:
-            with gnttab.map([grants[page] for page in (0, 450, 899)], writable=False) as mapped:
-                for at, page in enumerate((0, 450, 899)):
-                    equal(bytes(mapped.mapping.page(at)[:2]), page.to_bytes(2, "little"), f"page {page}")
+        with (
+            here.domain.gnttab() as gnttab,
+            gnttab.map([grants[page] for page in (0, 450, 899)], writable=False) as mapped,
+        ):
+            for at, page in enumerate((0, 450, 899)):
+                equal(bytes(mapped.mapping.page(at)[:2]), page.to_bytes(2, "little"), f"page {page}")
         here.tell("read")
 
 
@@ -108,13 +110,17 @@ class OnlyThePeerReads(Case):
     requires = (GUEST_PEER,)
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(30001, 1, writable=True) as share:
-            with here.domain.advertise(share, PATH), here.domain.xenstore() as store:
-                expected = [Permission(here.domid, "n"), Permission(30001, "r")]
-                for node in ("", "/domid", "/writable", "/refs", "/refs/0"):
-                    equal(store.get_permissions(f"{PATH}{node}"), expected, f"the permissions of {node or PATH}")
-                here.tell("advertised")
-                here.hear("tried")
+        with (
+            here.domain.gntshr() as gntshr,
+            gntshr.share_pages(30001, 1, writable=True) as share,
+            here.domain.advertise(share, PATH),
+            here.domain.xenstore() as store,
+        ):
+            expected = [Permission(here.domid, "n"), Permission(30001, "r")]
+            for node in ("", "/domid", "/writable", "/refs", "/refs/0"):
+                equal(store.get_permissions(f"{PATH}{node}"), expected, f"the permissions of {node or PATH}")
+            here.tell("advertised")
+            here.hear("tried")
 
     def mapper(self, here: Here) -> None:
         here.hear("advertised")

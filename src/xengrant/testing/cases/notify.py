@@ -1,4 +1,4 @@
-"""Unmap notifications: the byte that is cleared and the event that is sent when pages are unmapped, however that comes."""
+"""Unmap notifications: the byte cleared and the event sent when pages are unmapped, however that comes."""
 
 from __future__ import annotations
 
@@ -64,12 +64,15 @@ class ShareClosed(Case):
             here.hear("done")
 
     def mapper(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gnttab() as gnttab:
-            with gnttab.map(here.offered(), writable=False) as mapped:
-                equal(mapped.mapping[:], _noise(here), "the page while it is shared")
-                here.tell("mapped")
-                with mapped.mapping.page(0) as page:
-                    _expect_end(port, page, _noise(here))
+        with (
+            _watching(here) as port,
+            here.domain.gnttab() as gnttab,
+            gnttab.map(here.offered(), writable=False) as mapped,
+        ):
+            equal(mapped.mapping[:], _noise(here), "the page while it is shared")
+            here.tell("mapped")
+            with mapped.mapping.page(0) as page:
+                _expect_end(port, page, _noise(here))
         here.tell("done")
 
 
@@ -80,14 +83,17 @@ class MapClosed(Case):
     peer = "mapper"
 
     def granter(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gntshr() as gntshr:
-            with gntshr.share_pages(here.other, 1, writable=True) as share:
-                share.mapping[:] = _noise(here)
-                here.offer(share)
-                here.hear("mapped")
-                here.tell("go on")
-                with share.mapping.page(0) as page:
-                    _expect_end(port, page, _noise(here))
+        with (
+            _watching(here) as port,
+            here.domain.gntshr() as gntshr,
+            gntshr.share_pages(here.other, 1, writable=True) as share,
+        ):
+            share.mapping[:] = _noise(here)
+            here.offer(share)
+            here.hear("mapped")
+            here.tell("go on")
+            with share.mapping.page(0) as page:
+                _expect_end(port, page, _noise(here))
         here.tell("done")
 
     def mapper(self, here: Here) -> None:
@@ -117,14 +123,18 @@ class GranterKilled(Case):
         here.die()
 
     def mapper(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gnttab() as gnttab:
-            with gnttab.map(here.offered(), writable=True) as mapped, mapped.mapping.page(0) as page:
-                here.tell("mapped")
-                port.wait(SOON)
-                eventually(lambda: page[BYTE] == 0, "the byte is cleared", SOON)
-                expected = bytearray(_noise(here))
-                expected[BYTE] = 0
-                equal(bytes(page), bytes(expected), "the page when its granter is dead")
+        with (
+            _watching(here) as port,
+            here.domain.gnttab() as gnttab,
+            gnttab.map(here.offered(), writable=True) as mapped,
+            mapped.mapping.page(0) as page,
+        ):
+            here.tell("mapped")
+            port.wait(SOON)
+            eventually(lambda: page[BYTE] == 0, "the byte is cleared", SOON)
+            expected = bytearray(_noise(here))
+            expected[BYTE] = 0
+            equal(bytes(page), bytes(expected), "the page when its granter is dead")
 
 
 class MapperKilled(Case):
@@ -185,15 +195,19 @@ class NotBeforeTheLastUnmap(Case):
             here.hear("done")
 
     def mapper(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gnttab() as gnttab:
-            with gnttab.map(here.offered(), writable=False) as mapped, mapped.mapping.page(0) as page:
-                here.tell("mapped")
-                here.hear("interface closed")
-                with raises(TimeoutError, "waiting while the pages live"):
-                    port.wait(QUIET)
-                equal(bytes(page), _noise(here), "the page of a closed interface")
-                here.tell("looked")
-                _expect_end(port, page, _noise(here))
+        with (
+            _watching(here) as port,
+            here.domain.gnttab() as gnttab,
+            gnttab.map(here.offered(), writable=False) as mapped,
+            mapped.mapping.page(0) as page,
+        ):
+            here.tell("mapped")
+            here.hear("interface closed")
+            with raises(TimeoutError, "waiting while the pages live"):
+                port.wait(QUIET)
+            equal(bytes(page), _noise(here), "the page of a closed interface")
+            here.tell("looked")
+            _expect_end(port, page, _noise(here))
         here.tell("done")
 
 
@@ -213,13 +227,16 @@ class AnyPage(Case):
             here.hear("done")
 
     def mapper(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gnttab() as gnttab:
-            with gnttab.map(here.offered(), writable=False) as mapped:
-                here.tell("mapped")
-                with mapped.mapping.page(2) as page:
-                    _expect_end(port, page, _noise(here))
-                for other in (0, 1, 3):
-                    equal(bytes(mapped.mapping.page(other)), _noise(here), f"page {other}")
+        with (
+            _watching(here) as port,
+            here.domain.gnttab() as gnttab,
+            gnttab.map(here.offered(), writable=False) as mapped,
+        ):
+            here.tell("mapped")
+            with mapped.mapping.page(2) as page:
+                _expect_end(port, page, _noise(here))
+            for other in (0, 1, 3):
+                equal(bytes(mapped.mapping.page(other)), _noise(here), f"page {other}")
         here.tell("done")
 
 
@@ -253,12 +270,15 @@ class EventOnly(Case):
     peer = "mapper"
 
     def granter(self, here: Here) -> None:
-        with _watching(here) as port, here.domain.gntshr() as gntshr:
-            with gntshr.share_pages(here.other, 1, writable=False) as share:
-                share.mapping[:] = _noise(here)
-                here.offer(share)
-                port.wait(SOON)
-                equal(share.mapping[:], _noise(here), "the page when the event has come")
+        with (
+            _watching(here) as port,
+            here.domain.gntshr() as gntshr,
+            gntshr.share_pages(here.other, 1, writable=False) as share,
+        ):
+            share.mapping[:] = _noise(here)
+            here.offer(share)
+            port.wait(SOON)
+            equal(share.mapping[:], _noise(here), "the page when the event has come")
         here.tell("done")
 
     def mapper(self, here: Here) -> None:
@@ -284,9 +304,8 @@ class ReadOnlyMapHasNoByte(Case):
                 equal(new.refs, share.refs, "the ref after the refused map")
 
     def mapper(self, here: Here) -> None:
-        with here.domain.gnttab() as gnttab:
-            with raises(ValueError, "a byte to clear in a read-only map", says="read-only"):
-                gnttab.map(here.offered(), writable=False, notify=UnmapNotify(clear_byte=0))
+        with here.domain.gnttab() as gnttab, raises(ValueError, "a byte to clear in a read-only map", says="read-only"):
+            gnttab.map(here.offered(), writable=False, notify=UnmapNotify(clear_byte=0))
         here.tell("refused")
 
 

@@ -54,16 +54,19 @@ class NodeStandsForThePeer(Case):
 
     def guest(self, here: Here) -> None:
         here.hear("shown")
-        with here.domain.evtchn() as channels, channels.bind_unbound(here.other) as port:
-            with here.domain.peer(here.other, PATH) as peer:
-                equal(peer.gone(), False, "gone, while the node is there")
-                with raises(TimeoutError, "waiting while the node is there"):
-                    peer.wait_gone(QUIET)
-                here.tell("waiting")
-                with raises(PeerClosed, "waiting for an event of a peer that goes", says=str(here.other)):
-                    port.wait(SOON, peer=peer)
-                peer.wait_gone(SOON)
-                equal(peer.gone(), True, "gone")
+        with (
+            here.domain.evtchn() as channels,
+            channels.bind_unbound(here.other) as port,
+            here.domain.peer(here.other, PATH) as peer,
+        ):
+            equal(peer.gone(), False, "gone, while the node is there")
+            with raises(TimeoutError, "waiting while the node is there"):
+                peer.wait_gone(QUIET)
+            here.tell("waiting")
+            with raises(PeerClosed, "waiting for an event of a peer that goes", says=str(here.other)):
+                port.wait(SOON, peer=peer)
+            peer.wait_gone(SOON)
+            equal(peer.gone(), True, "gone")
         asyncio.run(self._again(here))
 
     async def _again(self, here: Here) -> None:
@@ -81,8 +84,8 @@ class NodeStandsForThePeer(Case):
 
 
 class GranterDestroyed(Case):
-    """When the granter's domain is destroyed no byte is cleared, no event comes, and the map stays readable; only xenstore
-    tells, through wait_gone and Port.wait"""
+    """When the granter's domain is destroyed no byte is cleared, no event comes and the map stays readable; wait_gone
+    and Port.wait tell of it"""
 
     source = DESTROY
     peer = "granter"

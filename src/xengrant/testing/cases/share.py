@@ -485,10 +485,11 @@ class LeavingWithViews(Case):
             view.release()
             here.tell("released")
             here.hear("tried")
-            with raises(BufferError, "leaving without an error"), gntshr.share_pages(here.other, writable=True) as share:
-                view = memoryview(share.mapping)
+            again = gntshr.share_pages(here.other, 1, writable=True)
+            with raises(BufferError, "leaving without an error"), again:
+                view = memoryview(again.mapping)
             view.release()
-            share.close()
+            again.close()
 
     def mapper(self, here: Here) -> None:
         grants = here.offered()

@@ -41,10 +41,12 @@ class LiveTable(Case):
 
     def granter(self, here: Here) -> None:
         with here.domain.gntshr() as gntshr:
-            with gntshr.share_pages(here.other, 1, writable=True) as share:
-                with gntshr.share_pages(here.other, 1, writable=False) as read_only:
-                    here.tell("refs", [*share.refs, *read_only.refs])
-                    here.hear("looked")
+            with (
+                gntshr.share_pages(here.other, 1, writable=True) as share,
+                gntshr.share_pages(here.other, 1, writable=False) as read_only,
+            ):
+                here.tell("refs", [*share.refs, *read_only.refs])
+                here.hear("looked")
             here.tell("closed")
 
     def mapper(self, here: Here) -> None:
@@ -60,11 +62,14 @@ class LiveTable(Case):
         permit, marks = xen.GTF_PERMIT_ACCESS, xen.GTF_READING | xen.GTF_WRITING
         equal(entry(writable.ref), (permit, here.domid), "the writable entry")
         equal(entry(read_only.ref), (permit | xen.GTF_READONLY, here.domid), "the read-only entry")
-        with here.domain.gnttab() as gnttab:
-            with gnttab.map([writable, read_only][:1], writable=True), gnttab.map(read_only, writable=False):
-                equal(entry(writable.ref)[0], permit | marks, "the writable entry's flags while it is mapped")
-                expected = permit | xen.GTF_READONLY | xen.GTF_READING
-                equal(entry(read_only.ref)[0], expected, "the read-only entry's flags while it is mapped")
+        with (
+            here.domain.gnttab() as gnttab,
+            gnttab.map([writable, read_only][:1], writable=True),
+            gnttab.map(read_only, writable=False),
+        ):
+            equal(entry(writable.ref)[0], permit | marks, "the writable entry's flags while it is mapped")
+            expected = permit | xen.GTF_READONLY | xen.GTF_READING
+            equal(entry(read_only.ref)[0], expected, "the read-only entry's flags while it is mapped")
         equal(entry(writable.ref)[0], permit, "the writable entry's flags after the unmap")
         here.tell("looked")
         here.hear("closed")

@@ -1,0 +1,225 @@
+"""`xengrant selftest`: runs the conformance suite, here by itself or between two domains."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from xengrant.cli import arguments, output
+from xengrant.devices import open_system
+from xengrant.devices.client import ask
+from xengrant.devices.socket import SocketSystem
+from xengrant.domain import Domain, connect
+from xengrant.testing import (
+    Agent,
+    Case,
+    EmbeddedSuite,
+    NoAgentError,
+    Result,
+    Runner,
+    Victim,
+    all_cases,
+    as_json,
+    summary,
+)
+from xengrant.testing.here import Kind
+from xengrant.testing.machine import real_kind, real_name
+from xengrant.testing.record import record
+
+NAME = "selftest"
+HELP = "run the conformance suite: on an embedded machine by itself, or with an agent in another domain"
+
+_KINDS: dict[str, tuple[Kind, ...]] = {"pv": ("pv",), "hvm": ("hvm",), "both": ("pv", "hvm")}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Checks that this machine does what Xen does. Each case has a half in one domain and a half in another.\n"
+        "Without options both run on an embedded machine, started for it; with --peer the other halves run in that\n"
+        "domain, where `xengrant selftest --agent` serves them. The agent takes names of cases, never code."
+    )
+    parser.add_argument("--agent", action="store_true", help="serve the halves of a runner in --peer (default 0)")
+    parser.add_argument("--peer", metavar="DOMID", type=arguments.number, help="the domain of the other half")
+    parser.add_argument("-k", metavar="PATTERN", dest="pattern", help="only cases whose name or title has PATTERN")
+    parser.add_argument("--list", action="store_true", help="list the cases, and where each has been seen to pass")
+    parser.add_argument("--lifetime", choices=tuple(_KINDS), default="both", help="of the embedded machine's domains")
+    parser.add_argument("--pair", choices=("dom0", "guests"), default="dom0", help="who runs on the embedded machine")
+    parser.add_argument("--seconds", type=arguments.seconds, help="how long a case may take, instead of its own time")
+    parser.add_argument("--third", metavar="DOMID", type=arguments.number, help="another guest, for what takes three domains")
+    parser.add_argument(
+        "--destroy-command", metavar="CMD", help="how to destroy a domain: 'xl destroy {domid}'; those cases run last"
+    )
+    parser.add_argument(
+        "--victim",
+        metavar="DOMID",
+        type=arguments.number,
+        action="append",
+        default=[],
+        help="a domain with an agent that may be destroyed, one for each such case (default: the peer)",
+    )
+    parser.add_argument("--record", metavar="FILE", nargs="+", help="take over which cases passed in results (--json)")
+    parser.epilog = arguments.examples(
+        """
+        xengrant selftest                              on an embedded machine, PV and HVM
+        xengrant selftest -k notify --lifetime hvm
+        xengrant selftest --agent                      in a guest, for a runner in dom0
+        xengrant selftest --peer 3 --json > results    in dom0, with the agent in guest 3
+        xengrant selftest --peer 3 --victim 4 --destroy-command 'xl destroy {domid}'
+        xengrant selftest --record results
+        """
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.record:
+        return _record(args.record)
+    cases = _chosen(args.pattern)
+    if args.list:
+        return _list(args, cases)
+    if args.agent:
+        return _serve(args)
+    if not cases:
+        output.say(f"no case has {args.pattern!r} in its name or title")
+        return 1
+    results = _Results(args, len(cases))
+    try:
+        if args.peer is None:
+            _run_embedded(args, cases, results)
+        else:
+            _run_with_peer(args, cases, results)
+    except NoAgentError as error:
+        output.say(f"xengrant: {error}")
+        return 1
+    return results.finish()
+
+
+class _Results:
+    """Shows each result as it comes."""
+
+    def __init__(self, args: argparse.Namespace, cases: int) -> None:
+        self._json = args.json
+        self._verbose = args.verbose
+        self._total = cases * (len(_KINDS[args.lifetime]) if args.peer is None else 1)
+        self._interactive = sys.stderr.isatty()
+        self._results: list[Result] = []
+
+    def add(self, result: Result) -> None:
+        self._results.append(result)
+        if self._json:
+            output.emit_json(**as_json([result])["results"][0])
+            return
+        if self._interactive:
+            text = f"[{len(self._results)}/{self._total}] {result.case}"
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            if result.outcome == "passed" and not self._verbose:
+                return
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        output.emit(f"{result} [{result.machine}, {result.seconds:.2f} s]" if self._verbose else str(result))
+
+    def finish(self) -> int:
+        """The summary, and the exit status."""
+        if self._interactive:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._json:
+            output.emit_json(summary=summary(self._results))
+        else:
+            output.emit(summary(self._results))
+        return 1 if any(result.outcome == "failed" for result in self._results) else 0
+
+
+def _chosen(pattern: str | None) -> list[Case]:
+    wanted = (pattern or "").lower()
+    return [case for case in all_cases() if wanted in case.name or wanted in case.title.lower()]
+
+
+def _list(args: argparse.Namespace, cases: list[Case]) -> int:
+    for case in cases:
+        if args.json:
+            output.emit_json(
+                case=case.name,
+                title=case.title,
+                source=case.source,
+                halves=list(case.half_names()),
+                peer=case.peer,
+                requires=[requirement.name for requirement in case.requires],
+                seen=list(case.seen),
+            )
+            continue
+        output.emit(f"{case.name}: {case.title}")
+        if args.verbose:
+            output.emit(f"    source: {case.source}")
+            output.emit(f"    halves: {', '.join(case.half_names())}")
+            output.emit(f"    seen:   {'; '.join(case.seen) or 'nowhere yet'}")
+    two = sum(case.needs_two_domains for case in cases)
+    output.say(f"{len(cases)} cases, {two} of them between two domains")
+    return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    runner = args.peer or 0
+    if not args.verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    output.say(f"serving the halves of a runner in domain {runner}; Ctrl-C ends it")
+    connecting = functools.partial(connect, args.url)
+    Agent(connecting, runner, _kind(args.url)).serve()
+    return 0
+
+
+def _run_embedded(args: argparse.Namespace, cases: list[Case], results: _Results) -> None:
+    for kind in _KINDS[args.lifetime]:
+        with EmbeddedSuite(kind, args.pair, seconds=args.seconds) as suite:
+            suite.runner.run_all(cases, results.add)
+
+
+def _run_with_peer(args: argparse.Namespace, cases: list[Case], results: _Results) -> None:
+    connecting: Callable[[], Domain] = functools.partial(connect, args.url)
+    with connecting() as domain:
+        domid = domain.domid
+    victims = _victims(args)
+    kind = _kind(args.url)
+    with Runner(
+        connecting,
+        args.peer,
+        kind,
+        _name(args.url, kind, domid, args.peer),
+        third=args.third,
+        victims=(lambda: next(victims, None)) if args.destroy_command else None,
+        seconds=args.seconds,
+    ) as runner:
+        runner.run_all(cases, results.add)
+
+
+def _victims(args: argparse.Namespace) -> Iterator[Victim]:
+    for domid in args.victim or [args.peer]:
+        command = shlex.split(args.destroy_command.replace("{domid}", str(domid)))
+        yield Victim(domid, functools.partial(subprocess.check_call, command, stdout=subprocess.DEVNULL))
+
+
+def _kind(url: str | None) -> Kind:
+    system = open_system(url or os.environ.get("XENGRANT_URL") or "xen:")
+    if isinstance(system, SocketSystem):
+        domains = ask(system.directory, "status")["domains"]
+        return "hvm" if domains.get(str(system.domid), domains["0"])["lifetime"] == "hvm" else "pv"
+    return real_kind()
+
+
+def _name(url: str | None, kind: Kind, domid: int, peer: int) -> str:
+    if (url or os.environ.get("XENGRANT_URL") or "xen:") == "xen:":
+        return real_name(domid, peer)
+    return f"embedded machine, {kind.upper()}, {'two guests' if domid and peer else 'dom0 and a guest'}"
+
+
+def _record(files: list[str]) -> int:
+    lines = [json.loads(line) for file in files for line in Path(file).read_text().splitlines() if line.strip()]
+    found = record(line for line in lines if "case" in line)
+    for machine, names in found.items():
+        output.emit(f"{machine}: {len(names)} cases")
+    return 0
