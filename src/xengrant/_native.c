@@ -76,11 +76,13 @@ open_word(Word *word, PyObject *buffer, PyObject *offset, Py_ssize_t at, unsigne
     Py_ssize_t width = bits / 8;
     if (PyObject_GetBuffer(buffer, &word->view, PyBUF_SIMPLE) < 0)
         return -1;
-    word->at = (char *)word->view.buf + at;
-    if (at < 0 || at > word->view.len - width)
+    if (at < 0 || at > word->view.len - width) {
         PyErr_Format(PyExc_IndexError, "offset %R: a word of %zd bytes is not within the buffer's %zd bytes",
                      offset, width, word->view.len);
-    else if ((uintptr_t)word->at % (uintptr_t)width != 0)
+        goto refused;
+    }
+    word->at = (char *)word->view.buf + at;
+    if ((uintptr_t)word->at % (uintptr_t)width != 0)
         PyErr_Format(PyExc_ValueError,
                      "offset %zd: a word of %zd bytes at address %p is not aligned (buffer of %zd bytes)", at,
                      width, word->at, word->view.len);
@@ -88,6 +90,7 @@ open_word(Word *word, PyObject *buffer, PyObject *offset, Py_ssize_t at, unsigne
         PyErr_Format(PyExc_TypeError, "storing into a read-only buffer (offset %zd, %zd bytes)", at, width);
     else
         return 0;
+refused:
     PyBuffer_Release(&word->view);
     return -1;
 }
