@@ -14,7 +14,7 @@ from xengrant import _native
 from xengrant.memory import PAGE_SIZE, Mapping
 
 from .conftest import MakePages
-from .maps import mapped_memfds, permissions_at
+from .maps import is_mapped, mapped_memfds
 
 
 class Unmapped:
@@ -26,7 +26,7 @@ class Unmapped:
 
     def __call__(self) -> None:
         self.calls += 1
-        assert self.address is None or permissions_at(self.address) is None
+        assert self.address is None or not is_mapped(self.address)
 
     def watch(self, mapping: Mapping) -> Mapping:
         self.address = mapping.address
@@ -251,7 +251,7 @@ def test_an_error_of_the_callback_leaves_close(make_pages: MakePages) -> None:
         with pytest.raises(RuntimeError, match="told badly"):
             end(mapping)
         assert mapping.closed
-        assert permissions_at(address) is None
+        assert not is_mapped(address)
         end(mapping)
 
 
