@@ -50,7 +50,8 @@ class Client:
         self._what = f"the embedded machine in {directory}"
         self._domid = domid
         self.sock = _connect(directory)
-        self.dead = False
+        self.dead = False  # the machine has hung up
+        self.closed = False
         self._unsent = memoryview(b"")
         self._owed = False  # a reply is still to come
         self._inbox = bytearray()
@@ -74,7 +75,7 @@ class Client:
         return reply
 
     def close(self) -> None:
-        self.dead = True
+        self.closed = self.dead = True
         self.sock.close()
         for fd in self._fds:
             os.close(fd)

@@ -248,12 +248,14 @@ class SocketDevice(Device):
                     notice.callback()
 
     def _is_over(self) -> bool:
-        return self.closed and not self._live and not self._client.dead
+        """Whether the last reference is gone."""
+        return self.closed and not self._client.closed and (not self._live or self._client.dead)
 
     def _release(self) -> None:
-        """The last reference is gone: when this returns the machine has released the file."""
-        with contextlib.suppress(OSError):
-            self._client.request(Kind.RELEASE)
+        """When this returns the machine has released the file."""
+        if not self._client.dead:
+            with contextlib.suppress(OSError):
+                self._client.request(Kind.RELEASE)
         self._client.close()
 
     def _closing(self) -> None:

@@ -57,8 +57,8 @@ class EvtchnDevice(SocketDevice):
             return b""
         with self._table:
             self._check_open()
-            ready = self._epoll.poll(0, room + 1)
-            ports = [self._numbers[fd] for fd, _ in ready if fd in self._numbers][:room]
+            ready = self._epoll.poll(0, room)  # each is disarmed by that, so none may be left out
+            ports = [self._numbers[fd] for fd, _ in ready if fd in self._numbers]
             for number in ports:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._ports[number][0])
@@ -171,9 +171,6 @@ class XenbusDevice(SocketDevice):
         except ConnectionError:
             raise self._client.gone() from None
         return len(data)
-
-    def _is_over(self) -> bool:
-        return self.closed and not self._client.dead
 
     def _release(self) -> None:
         """When this returns the machine has ended the connection."""

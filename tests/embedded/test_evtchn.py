@@ -1,0 +1,191 @@
+"""Event channels: drivers/xen/evtchn.c over xen/common/event_channel.c."""
+
+from __future__ import annotations
+
+import errno
+import select
+
+import pytest
+
+from xengrant.abi import evtchn
+from xengrant.devices import Device
+from xengrant.embedded import Machine
+from xengrant.errors import InterfaceClosed
+
+from .conftest import Open
+from .ioctls import bind_interdomain, bind_unbound, connected, notify, read_ports, refused, unbind, unmask
+
+
+def readable(device: Device) -> bool:
+    return bool(select.select([device], [], [], 0)[0])
+
+
+def test_events_go_both_ways(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    for sender, sent, receiver, got in ((left, port_1, right, port_2), (right, port_2, left, port_1)):
+        assert not readable(receiver)
+        notify(sender, sent)
+        assert readable(receiver)
+        assert read_ports(receiver) == (got,)
+        assert read_ports(receiver) == ()
+
+
+def test_after_bind_interdomain_one_spurious_event_is_pending_and_the_port_masked(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1 = bind_unbound(left, 2)
+    port_2 = right.ioctl(evtchn.BIND_INTERDOMAIN, evtchn.pack_interdomain(1, port_1))
+    assert readable(right)
+    assert read_ports(right) == (port_2,)
+    notify(left, port_1)
+    assert not readable(right)
+    unmask(right, port_2)
+    assert read_ports(right) == (port_2,)
+
+
+def test_a_port_that_was_read_is_masked_until_its_number_is_written(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    notify(left, port_1)
+    assert read_ports(right) == (port_2,)
+    notify(left, port_1)
+    notify(left, port_1)
+    assert not readable(right)
+    unmask(right, port_2)
+    assert read_ports(right) == (port_2,)  # both in one
+    unmask(right, port_2)
+    assert not readable(right)
+
+
+def test_read_gives_as_many_ports_as_fit(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    pairs = [connected(left, 1, right, 2) for _ in range(5)]
+    for port, _ in pairs:
+        notify(left, port)
+    assert right.read(3) == b""
+    got = evtchn.unpack_ports(right.read(11))
+    assert len(got) == 2
+    assert sorted(got + read_ports(right)) == [port for _, port in pairs]
+    with pytest.raises(BlockingIOError):
+        right.read(4096)
+    right.write(evtchn.pack_ports([port for _, port in pairs]))
+    assert right.write(b"123") == 0
+    unmask(right, 999)  # ignored
+
+
+def test_a_peers_close_sends_no_event_and_the_port_can_be_bound_again(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    notify(left, port_1)
+    unbind(right, port_2)
+    assert read_ports(left) == ()
+    notify(left, port_1)  # to an unbound port: no error
+    port_2 = bind_interdomain(right, 1, port_1)  # takes the spurious event, and only that
+    assert read_ports(right) == ()
+    notify(left, port_1)
+    assert read_ports(right) == (port_2,)
+
+
+def test_the_side_that_was_bound_becomes_the_unbound_one(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    left.close()
+    notify(right, port_2)
+    again = opened(1, "evtchn")
+    port_1 = bind_interdomain(again, 2, port_2)
+    notify(right, port_2)
+    assert read_ports(again) == (port_1,)
+    with refused(errno.EINVAL):  # it is bound now
+        bind_interdomain(again, 2, port_2)
+
+
+def test_bind_interdomain_refuses_as_xen_does(opened: Open) -> None:
+    left, right, third = opened(1, "evtchn"), opened(2, "evtchn"), opened(3, "evtchn")
+    port_1, _ = connected(left, 1, right, 2)
+    free = bind_unbound(left, 2)
+    with refused(errno.ESRCH):
+        bind_interdomain(right, 77, 1)
+    for device, port in ((right, port_1), (right, 500), (third, free), (right, 0)):
+        with refused(errno.EINVAL):
+            bind_interdomain(device, 1, port)
+
+
+def test_an_offer_may_be_to_a_domain_that_is_not_there_yet(opened: Open) -> None:
+    left = opened(1, "evtchn")
+    port = bind_unbound(left, 9)
+    notify(left, port)
+    bind_interdomain(opened(9, "evtchn"), 1, port)
+
+
+def test_a_channel_within_one_domain(opened: Open) -> None:
+    device = opened(1, "evtchn")
+    first = bind_unbound(device, 1)
+    second = bind_interdomain(device, 1, first)
+    notify(device, first)
+    assert read_ports(device) == (second,)
+
+
+def test_ports_belong_to_the_file_that_bound_them(opened: Open) -> None:
+    device, other = opened(1, "evtchn"), opened(1, "evtchn")
+    port = bind_unbound(device, 2)
+    with refused(errno.ENOTCONN):
+        notify(other, port)
+    with refused(errno.ENOTCONN):
+        unbind(other, port)
+    unbind(device, port)
+    for call in (notify, unbind):
+        with refused(errno.ENOTCONN):
+            call(device, port)
+    with refused(errno.EINVAL):
+        unbind(device, 1024)
+
+
+def test_a_domu_has_its_number_of_ports(opened: Open, machine: Machine) -> None:
+    machine.create(1, max_event_channels=20)
+    device = opened(1, "evtchn")
+    ports = [bind_unbound(device, 2) for _ in range(20)]
+    assert ports == list(range(1, 21))
+    with refused(errno.ENOSPC):
+        bind_unbound(device, 2)
+    unbind(device, 7)
+    assert bind_unbound(device, 2) == 7
+    remote = bind_unbound(opened(2, "evtchn"), 1)
+    with refused(errno.ENOSPC):
+        bind_interdomain(device, 2, remote)
+
+
+def test_a_restricted_file(opened: Open) -> None:
+    device = opened(1, "evtchn")
+    for domid in (0, 0x7FF0):
+        with refused(errno.EINVAL):
+            device.ioctl(evtchn.RESTRICT_DOMID, bytearray(domid.to_bytes(2, "little")))
+    device.ioctl(evtchn.RESTRICT_DOMID, bytearray((2).to_bytes(2, "little")))
+    with refused(errno.EACCES):
+        device.ioctl(evtchn.RESTRICT_DOMID, bytearray((2).to_bytes(2, "little")))
+    with refused(errno.EACCES):
+        bind_unbound(device, 2)
+    with refused(errno.EACCES):
+        bind_interdomain(device, 3, 1)
+    bind_interdomain(device, 2, bind_unbound(opened(2, "evtchn"), 1))
+
+
+def test_reset_and_virq(opened: Open) -> None:
+    device = opened(1, "evtchn")
+    assert device.ioctl(evtchn.RESET, bytearray(4)) == 0
+    with refused(errno.EINVAL):
+        device.ioctl(evtchn.BIND_VIRQ, evtchn.pack_word(0))
+
+
+def test_close_frees_the_ports(opened: Open, machine: Machine) -> None:
+    device = opened(1, "evtchn")
+    bind_unbound(device, 2)
+    device.close()
+    assert machine.status()["domains"][1]["ports"] == 0
+    for call in (lambda: device.read(4), lambda: device.write(b""), device.fileno, lambda: notify(device, 1)):
+        with pytest.raises(InterfaceClosed):
+            call()
+
+
+def test_evtchn_cannot_be_mapped(opened: Open) -> None:
+    with refused(errno.ENODEV):
+        opened(1, "evtchn").mmap(4096, 0, writable=True)

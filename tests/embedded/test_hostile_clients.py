@@ -1,0 +1,252 @@
+"""Clients that send anything: they are dropped or refused, and the machine lives on and does not grow."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import random
+import socket
+import struct
+
+import pytest
+
+from xengrant.devices import wire
+from xengrant.devices.client import Client, ask
+from xengrant.devices.wire import Kind
+from xengrant.embedded import Machine
+
+from .ioctls import eventually
+
+DEVICES = ["gntalloc", "gntdev", "evtchn", "privcmd"]
+
+
+def connect(machine: Machine, name: str = wire.MACHINE_SOCKET) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10)
+    sock.connect(f"{machine.directory}/{name}")
+    return sock
+
+
+def hello(machine: Machine, device: str, domid: int = 1) -> socket.socket:
+    sock = connect(machine)
+    sock.sendall(wire.pack_request(Kind.HELLO, wire.pack_hello(domid, device)))
+    assert sock.recv(wire.REPLY.size) == wire.pack_reply(0)
+    return sock
+
+
+def is_dropped(sock: socket.socket) -> bool:
+    """Whether the machine ends the connection, whatever it answers before."""
+    with sock:
+        try:
+            while sock.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+        return True
+
+
+def serves(machine: Machine) -> bool:
+    with hello(machine, "gntalloc", 3):
+        return True
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<IB3x", 10, 99) + bytes(10),
+        struct.pack("<IB3x", 0xFFFFFFFF, Kind.HELLO),
+        struct.pack("<IB3x", wire.MAX_HELLO + 1, Kind.HELLO),
+        wire.pack_request(Kind.HELLO, b"\1"),
+        wire.pack_request(Kind.IOCTL, bytes(20)),
+        wire.pack_request(Kind.MMAP, bytes(32)),
+        wire.pack_request(Kind.RELEASE),
+        wire.pack_request(Kind.CONTROL, b"{}"),
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["kind", "huge", "long hello", "short hello", "ioctl", "mmap", "release", "control", "http"],
+)
+def test_who_does_not_say_hello_properly_is_dropped(machine: Machine, data: bytes) -> None:
+    sock = connect(machine)
+    sock.sendall(data)
+    assert is_dropped(sock)
+    assert serves(machine)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (struct.pack("<IHH", 99, 1, 0) + b"gntalloc", "version"),
+        (wire.pack_hello(1, "teapot"), "teapot"),
+        (wire.pack_hello(0x7FF0, "gntalloc"), "32752"),
+        (wire.pack_hello(1, "\N{SNOWMAN}"), "no device"),
+    ],
+    ids=["version", "device", "domid", "name"],
+)
+def test_a_wrong_hello_is_answered(machine: Machine, body: bytes, said: str) -> None:
+    with connect(machine) as sock:
+        sock.sendall(wire.pack_request(Kind.HELLO, body))
+        _, result, _ = wire.REPLY.unpack(sock.recv(wire.REPLY.size))
+        assert result < 0
+        assert said in sock.recv(1000).decode()
+
+
+@pytest.mark.parametrize("device", [*DEVICES, "control", "xenbus"])
+def test_hello_comes_once(machine: Machine, device: str) -> None:
+    sock = hello(machine, device)
+    sock.sendall(wire.pack_request(Kind.HELLO, wire.pack_hello(1, device)) * 300)
+    assert is_dropped(sock) if device != "xenbus" else True
+    sock.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_wrong_messages_of_every_kind_are_dropped(machine: Machine, device: str) -> None:
+    for kind, body in (
+        (Kind.IOCTL, b"\1\2\3"),
+        (Kind.IOCTL, struct.pack("<III", 1, 0xFFFFFFFF, 0)),
+        (Kind.IOCTL, struct.pack("<III", 1, 0, 0xFFFFFFFF)),
+        (Kind.IOCTL, struct.pack("<IIIIIIB3x", 1, 0, 1, 0, 0, 0xFFFFFFFF, 2)),  # a pointer to 4 GiB
+        (Kind.IOCTL, struct.pack("<IIIIIIB3x", 1, 0, 1, 7, 0, 8, 2)),  # in a holder that does not exist
+        (Kind.IOCTL, struct.pack("<IIIIIIB3x", 1, 0, 1, 0, 0, 8, 77)),
+        (Kind.MMAP, b""),
+        (Kind.MUNMAP, b"\1"),
+        (Kind.PREPARE, b"\1"),
+        (Kind.CONTROL, b"{}"),
+    ):
+        sock = hello(machine, device)
+        sock.sendall(wire.pack_request(kind, body))
+        assert is_dropped(sock)
+    assert serves(machine)
+
+
+@pytest.mark.parametrize("device", [*DEVICES, "control", "xenbus", "xenstored"])
+def test_random_bytes(machine: Machine, device: str) -> None:
+    rng = random.Random(device)
+    for _ in range(30):
+        sock = connect(machine, wire.XENSTORED_SOCKET) if device == "xenstored" else hello(machine, device)
+        with sock:
+            try:
+                sock.sendall(rng.randbytes(rng.randrange(1, 3000)))
+                sock.shutdown(socket.SHUT_WR)
+            except (BrokenPipeError, ConnectionResetError):
+                continue
+        eventually(lambda: serves(machine), "the machine answers")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_well_formed_nonsense(machine: Machine, device: str) -> None:
+    """Right frames around random numbers: every call is answered."""
+    rng = random.Random(device)
+    interesting = [0, 1, 2, 8, 4095, 4096, 4097, 0x7FF0, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 63, (1 << 64) - 1]
+    requests = [0x00184705, 0x00104706, 0x00104707, 0x00184700, 0x00104701, 0x00104708, 0x00084501, 0x00044502,
+                0x00044503, 0x00305000, 0x00205007, 0x00024506]
+    client = Client(machine.directory, rng.choice([0, 1]), device)
+
+    def number(limit: int) -> int:
+        return min(rng.choice([*interesting, rng.randrange(1 << 16)]), limit)
+
+    for _ in range(400):
+        kind = rng.choice([Kind.IOCTL, Kind.IOCTL, Kind.MMAP, Kind.MUNMAP, Kind.PREPARE])
+        if kind is Kind.IOCTL:
+            arg = b"".join(struct.pack("<I", number(0xFFFFFFFF)) for _ in range(rng.randrange(8)))
+            data = rng.randbytes(rng.randrange(100))
+            pointers = [(0, rng.choice([0, 8, 16, 24]), wire.Direction.INOUT, len(data), data)]
+            body = wire.pack_ioctl(rng.choice(requests), bytearray(arg), pointers[: rng.randrange(2)])
+        elif kind is Kind.MMAP:
+            body = wire.pack_mmap(number(9), number((1 << 64) - 1), number((1 << 64) - 1), writable=True)
+        elif kind is Kind.MUNMAP:
+            body = wire.pack_munmap([number(9), number(9)])
+        else:
+            body = wire.pack_prepare(number(0xFFFFFFFF))
+        client._request(kind, body).close_fds()
+    assert not client.dead
+    client.close()
+    assert serves(machine)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"", b"{", b"[]", b"1", b'"status"', b"{}", b'{"do": 1}', b'{"do": []}', b'{"do": "shout"}',
+     b'{"do": "close"}', b'{"do": "status", "self": 1}', b'{"do": "status", "x": 1}', b'{"do": "destroy"}',
+     b'{"do": "destroy", "domid": "1"}', b'{"do": "destroy", "domid": []}', b'{"do": "create", "domid": -1}',
+     b'{"do": "create", "domid": 1.5}', b'{"do": "create", "domid": 7, "max_grant_frames": 1e9}',
+     b'{"do": "create", "domid": 7, "name": 5}', b'{"do": "create", "domid": true}',
+     b'{"do": "kernel_log", "domid": 0, "seconds": "x"}', b"[" * 60000, b'{"do": "\xff"}'],
+)  # fmt: skip
+def test_control_requests_that_make_no_sense(machine: Machine, request_: bytes) -> None:
+    client = Client(machine.directory, 0, "control")
+    assert client._request(Kind.CONTROL, request_).result < 0
+    assert json.loads(client.request(Kind.CONTROL, b'{"do": "status"}').body)["pid"] == os.getpid()
+    client.close()
+    assert list(machine.status()["domains"]) == [0]
+
+
+def test_a_long_control_request_is_dropped(machine: Machine) -> None:
+    sock = hello(machine, "control")
+    sock.sendall(struct.pack("<IB3x", wire.MAX_CONTROL + 1, Kind.CONTROL))
+    assert is_dropped(sock)
+
+
+def test_a_client_that_sends_descriptors_leaves_none_in_the_machine(machine: Machine) -> None:
+    sock = hello(machine, "gntalloc")
+    before = machine.status()["descriptors"]
+    with open(os.devnull, "rb") as file:
+        for _ in range(50):
+            socket.send_fds(sock, [wire.pack_request(Kind.MUNMAP)], [file.fileno()] * 10)
+            assert len(sock.recv(wire.REPLY.size)) == wire.REPLY.size
+        assert machine.status()["descriptors"] == before + 1
+    sock.close()
+
+
+def test_a_client_that_takes_no_answers_is_not_read_any_more(machine: Machine) -> None:
+    """Requests whose answers are much longer than themselves."""
+    sock = hello(machine, "control")
+    sock.settimeout(0.5)
+    request = wire.pack_request(Kind.CONTROL, b'{"do": "status"}')
+    sent = 0
+    try:
+        while sent < 64 << 20:
+            sent += sock.send(request * 100)
+    except TimeoutError:
+        pass
+    assert sent < 8 << 20
+    assert serves(machine)
+    (stream,) = [c.stream for c in machine._server._connections if c.device == "control"]
+    assert stream.pending < 1 << 20
+    sock.close()
+
+
+def test_half_a_message_waits_and_harms_nobody(machine: Machine) -> None:
+    halves = []
+    for _ in range(20):
+        sock = hello(machine, "gntalloc")
+        sock.sendall(struct.pack("<IB3x", 1000, Kind.IOCTL) + b"x" * 500)
+        halves.append(sock)
+    assert serves(machine)
+    for sock in halves:
+        sock.close()
+
+
+def test_a_message_in_single_bytes_is_understood(machine: Machine) -> None:
+    with connect(machine) as sock:
+        for byte in wire.pack_request(Kind.HELLO, wire.pack_hello(1, "gntalloc")) + wire.pack_request(Kind.RELEASE):
+            sock.send(bytes([byte]))
+        with sock.makefile("rb") as replies:
+            assert replies.read() == wire.pack_reply(0) * 2
+
+
+def test_a_client_that_lies_about_its_batch_of_descriptors(machine: Machine) -> None:
+    """Ancillary data that is no descriptors at all."""
+    sock = hello(machine, "gntdev")
+    sock.sendmsg([wire.pack_request(Kind.MUNMAP)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", []))])
+    assert len(sock.recv(wire.REPLY.size)) == wire.REPLY.size
+    sock.close()
+
+
+def test_ask_tells_what_is_wrong(machine: Machine) -> None:
+    with pytest.raises(OSError, match="there is no domain 9"):
+        ask(machine.directory, "destroy", domid=9)
+    with pytest.raises(OSError, match="lifetime"):
+        ask(machine.directory, "create", domid=9, lifetime="x")
+    ask(machine.directory, "create", domid=9, lifetime="hvm")
+    assert ask(machine.directory, "status")["domains"]["9"]["lifetime"] == "hvm"

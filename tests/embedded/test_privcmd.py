@@ -1,0 +1,197 @@
+"""dom0's view of other domains' tables: hypercalls and MMAP_RESOURCE."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from xengrant import _native
+from xengrant.abi import grant_table, privcmd
+from xengrant.abi.xen import DOMID_SELF, HYPERVISOR_GRANT_TABLE_OP, PAGE_SIZE
+from xengrant.devices import Device, Pointer
+from xengrant.embedded import Machine
+from xengrant.grant_table import Entries, Entry
+from xengrant.memory import Mapping
+
+from .conftest import Open
+from .ioctls import add_map, alloc, map_grants, refused, share
+
+
+def hypercall(device: Device, command: int, arg: bytearray) -> bytearray:
+    request = privcmd.pack_hypercall(HYPERVISOR_GRANT_TABLE_OP, command, 0, 1)
+    device.ioctl(privcmd.HYPERCALL, request, [Pointer(request, privcmd.hypercall_argument(1), arg, "inout")])
+    return arg
+
+
+def query_size(device: Device, domid: int) -> tuple[int, int, int]:
+    arg = hypercall(device, grant_table.QUERY_SIZE, grant_table.pack_query_size(domid))
+    return grant_table.query_size_result(arg)
+
+
+def map_table(
+    device: Device, domid: int, frame: int, count: int, *, writable: bool, id_: int = grant_table.RESOURCE_ID_SHARED
+) -> Mapping:
+    mapping = device.mmap(count * PAGE_SIZE, 0, writable=writable)
+    arg = privcmd.pack_resource(domid, grant_table.RESOURCE_GRANT_TABLE, id_, frame, count)
+    try:
+        device.ioctl(privcmd.MMAP_RESOURCE, arg, [Pointer(arg, privcmd.RESOURCE_ADDR_POINTER, mapping, "map")])
+    except BaseException:
+        mapping.close()
+        raise
+    return mapping
+
+
+def resource_size(device: Device, domid: int, id_: int = grant_table.RESOURCE_ID_SHARED) -> int:
+    arg = privcmd.pack_resource(domid, grant_table.RESOURCE_GRANT_TABLE, id_, 0, 0)
+    device.ioctl(privcmd.MMAP_RESOURCE, arg)
+    return privcmd.resource_result(arg)
+
+
+def test_query_size_and_version(opened: Open, machine: Machine) -> None:
+    machine.create(1, max_grant_frames=7)
+    device = opened(0, "privcmd")
+    assert query_size(device, 1) == (1, 7, grant_table.GNTST_OKAY)
+    assert query_size(device, DOMID_SELF)[2] == grant_table.GNTST_OKAY
+    assert query_size(device, 5)[2] == grant_table.GNTST_BAD_DOMAIN
+    version = hypercall(device, grant_table.GET_VERSION, grant_table.pack_get_version(1))
+    assert grant_table.get_version_result(version) == 1
+    with refused(errno.ESRCH):
+        hypercall(device, grant_table.GET_VERSION, grant_table.pack_get_version(5))
+    with refused(errno.ENOSYS):
+        hypercall(device, 0, bytearray(64))
+    with refused(errno.EFAULT):
+        hypercall(device, grant_table.QUERY_SIZE, bytearray(3))
+
+
+def test_the_table_of_another_domain_is_live(opened: Open) -> None:
+    gntalloc = opened(1, "gntalloc")
+    with map_table(opened(0, "privcmd"), 1, 0, 1, writable=False) as table:
+        entries = Entries([memoryview(table)])
+        assert [entries.read(ref).flags for ref in (0, 1, 2)] == [0x19, 0x19, 0]
+        refs, mine = share(gntalloc, 2)
+        assert refs == (8,)
+        assert entries.read(8)[:2] == (grant_table.GTF_PERMIT_ACCESS, 2)
+        _, theirs = map_grants(opened(2, "gntdev"), [(1, 8)], writable=True)
+        assert entries.read(8).flags == 0x19
+        theirs.close()
+        assert entries.read(8).flags == 0x1
+        _, theirs = map_grants(opened(2, "gntdev"), [(1, 8)], writable=False)
+        assert entries.read(8).flags == 0x9
+        theirs.close()
+        mine.close()
+        assert entries.read(8).flags == 0
+        _, mine = share(gntalloc, 2, writable=False)
+        assert entries.read(8).flags == grant_table.GTF_PERMIT_ACCESS | grant_table.GTF_READONLY
+        with pytest.raises(TypeError):
+            table[0] = 0
+        mine.close()
+        entries.frames.clear()
+
+
+def test_reading_and_writing_follow_the_pins(opened: Open) -> None:
+    refs, mine = share(opened(1, "gntalloc"), 2)
+    device = opened(2, "gntdev")
+    with map_table(opened(0, "privcmd"), 1, 0, 1, writable=False) as table:
+        flags = lambda: _native.load16(table, refs[0] * grant_table.V1_ENTRY_SIZE)  # noqa: E731
+        _, reader = map_grants(device, [(1, refs[0])], writable=False)
+        _, writer = map_grants(device, [(1, refs[0])], writable=True)
+        assert flags() == 0x19
+        writer.close()
+        assert flags() == 0x9
+        _, writer = map_grants(device, [(1, refs[0])], writable=True)
+        reader.close()
+        assert flags() == 0x19
+        writer.close()
+        assert flags() == 0x1
+    mine.close()
+
+
+def test_dom0_as_a_builder_writes_an_entry_that_maps(opened: Open) -> None:
+    opened(1, "gntalloc")
+    with map_table(opened(0, "privcmd"), 1, 0, 1, writable=True) as table:
+        entries = Entries([memoryview(table)])
+        entries.grant(20, 0, entries.read(0).frame, writable=True)
+        device = opened(0, "gntdev")
+        _, both = map_grants(device, [(1, 0), (1, 20)], writable=True)
+        with both:
+            both[:4] = b"page"
+            assert both[PAGE_SIZE : PAGE_SIZE + 4] == b"page"
+            assert entries.read(20).flags == 0x19
+        assert entries.read(20) == Entry(1, 0, entries.read(0).frame)
+        entries.end_access(20)
+        entries.frames.clear()
+
+
+def test_a_frame_that_is_not_the_domains_own_is_refused(opened: Open) -> None:
+    refs, mine = share(opened(3, "gntalloc"), 2)
+    opened(1, "gntalloc")
+    device = opened(0, "privcmd")
+    with (
+        mine,
+        map_table(device, 1, 0, 1, writable=True) as table,
+        map_table(device, 3, 0, 1, writable=False) as victim,
+    ):
+        entries, others = Entries([memoryview(table)]), Entries([memoryview(victim)])
+        for frame in (others.read(refs[0]).frame, 1, 0xFFFFFFFF):
+            entries.grant(20, 2, frame, writable=True)
+            gntdev = opened(2, "gntdev")
+            index = add_map(gntdev, [(1, 20)])
+            with refused(errno.EINVAL):
+                gntdev.mmap(PAGE_SIZE, index, writable=True)
+            entries.end_access(20)  # left neither reading nor writing
+        entries.frames.clear()
+        others.frames.clear()
+
+
+def test_mapping_a_frame_beyond_the_size_grows_the_table(opened: Open, machine: Machine) -> None:
+    machine.create(1, max_grant_frames=4)
+    gntalloc = opened(1, "gntalloc")
+    device = opened(0, "privcmd")
+    assert resource_size(device, 1) == 4
+    map_table(device, 1, 2, 1, writable=False).close()
+    assert query_size(device, 1) == (3, 4, 0)
+    with map_table(device, 1, 0, 4, writable=False) as table:
+        assert len(table) == 4 * PAGE_SIZE
+        _, refs = alloc(gntalloc, 2, 600)  # the guest's kernel grows into what is there already
+        assert max(refs) == 607
+        assert _native.load16(table, 607 * grant_table.V1_ENTRY_SIZE) == grant_table.GTF_PERMIT_ACCESS
+    assert query_size(device, 1) == (4, 4, 0)
+    for frame, count in ((4, 1), (3, 2), (0, 5)):
+        with refused(errno.EINVAL):
+            map_table(device, 1, frame, count, writable=False)
+
+
+def test_what_mmap_resource_refuses(opened: Open) -> None:
+    opened(1, "gntalloc")
+    device = opened(0, "privcmd")
+    for domid, number in ((0, errno.EPERM), (DOMID_SELF, errno.EPERM), (7, errno.ESRCH)):
+        with refused(number):
+            map_table(device, domid, 0, 1, writable=False)
+        with refused(number):
+            resource_size(device, domid)
+    with refused(errno.EINVAL):
+        map_table(device, 1, 0, 1, writable=False, id_=grant_table.RESOURCE_ID_STATUS)
+    with refused(errno.EINVAL):
+        resource_size(device, 1, grant_table.RESOURCE_ID_STATUS)
+    with refused(errno.EINVAL):  # frames, but no address
+        device.ioctl(privcmd.MMAP_RESOURCE, privcmd.pack_resource(1, grant_table.RESOURCE_GRANT_TABLE, 0, 0, 1))
+    with device.mmap(PAGE_SIZE, 0, writable=False) as small:
+        arg = privcmd.pack_resource(1, grant_table.RESOURCE_GRANT_TABLE, 0, 0, 2)
+        with refused(errno.EINVAL):
+            device.ioctl(privcmd.MMAP_RESOURCE, arg, [Pointer(arg, privcmd.RESOURCE_ADDR_POINTER, small, "map")])
+        foreign = opened(0, "privcmd")
+        arg = privcmd.pack_resource(1, grant_table.RESOURCE_GRANT_TABLE, 0, 0, 1)
+        with refused(errno.EINVAL):
+            foreign.ioctl(privcmd.MMAP_RESOURCE, arg, [Pointer(arg, privcmd.RESOURCE_ADDR_POINTER, small, "map")])
+
+
+def test_a_guest_may_not(opened: Open) -> None:
+    opened(2, "gntalloc")
+    device = opened(1, "privcmd")
+    with refused(errno.EPERM):
+        query_size(device, 1)
+    with refused(errno.EPERM):
+        resource_size(device, 2)
+    with refused(errno.EPERM):
+        map_table(device, 2, 0, 1, writable=False)
