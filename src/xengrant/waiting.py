@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from xengrant.errors import InterfaceClosed, InterfaceUnavailable
+from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable
 
 __all__ = ["SharedReader", "deadline_after", "seconds_until"]
 
@@ -48,8 +48,8 @@ class SharedReader:
 
     `device.read(size)` never waits: it raises BlockingIOError where there is nothing. `deliver(data)` gets what was
     read, in order, one call at a time, under `lock`; data is never empty, except that b"" once says that the peer
-    has closed. What `deliver` raises, and what `device.read` raises, ends the reader: every wait from then on raises
-    a copy of it.
+    has closed. What `deliver` raises ends the reader, and so does what `device.read` raises (an OSError as
+    InterfaceUnavailable): every wait from then on raises a copy of it.
 
     Threads: everything may be called from any thread. `deliver` and predicates must not wait. A signal handler may
     call `close` and `wake`, but must not wait on the reader that its own thread is waiting on (RuntimeError).
@@ -173,6 +173,12 @@ class SharedReader:
         except BlockingIOError:
             if not ready & (select.POLLIN | select.POLLOUT):  # an error that read() does not tell
                 self._fail(InterfaceUnavailable(errno.EIO, f"{self._device.name}: the descriptor polls as broken"))
+            return
+        except OSError as error:
+            if not isinstance(error, GrantError):
+                text = f"{self._device.name}: {error.strerror or error}"
+                error = InterfaceUnavailable(error.errno or errno.EIO, text)
+            self._fail(error)
             return
         except Exception as failure:
             self._fail(failure)

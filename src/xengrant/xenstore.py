@@ -204,7 +204,7 @@ class XenStore(Connection, _Nodes):
             if self._unsent[0].write_to(self._device):
                 with self._reader.lock:
                     self._written()
-            elif not self._reader.wait_writable(deadline):
+            elif not self._reader.wait_writable(deadline) or seconds_until(deadline) == 0:
                 raise TimeoutError("xenstore took no bytes in time")
 
     def _end_watch(self, events: core.Events) -> None:

@@ -186,6 +186,8 @@ class AsyncXenStore(Connection, _AsyncNodes):
             self._send_undoing()
         except BlockingIOError:
             pass
+        except ConnectionError:
+            self._fail(connection_lost(self._device.name))
         except Exception as failure:
             self._fail(failure)
 

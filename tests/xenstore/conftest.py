@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from store_server import StoreServer
+from store_server import SocketDevice, StoreServer
 
 from xengrant.xenstore import XenStore
 
@@ -36,3 +37,13 @@ def dom0(open_store: Callable[[int], XenStore]) -> XenStore:
 def guest(open_store: Callable[[int], XenStore]) -> XenStore:
     """Domain 1's."""
     return open_store(1)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[SocketDevice, socket.socket]]:
+    """A device, and the other end, where nobody answers."""
+    ours, theirs = socket.socketpair()
+    device = SocketDevice(ours)
+    yield device, theirs
+    device.close()
+    theirs.close()

@@ -7,6 +7,7 @@ import os
 import queue
 import selectors
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import TypeVar
 
 from worker import LONG
 
+from xengrant.abi import xs_wire
+from xengrant.abi.xs_wire import Operation
 from xengrant.devices import Device
 from xengrant.embedded.xenstored import ProtocolViolation, StoreConnection, XenStored
 
@@ -50,6 +53,60 @@ class SocketDevice(Device):
         self.sock.close()
 
     abandon = close
+
+
+class NarrowDevice(SocketDevice):
+    """Takes and gives 7 bytes at a time, and takes none but every other time; `room` is what it takes in all."""
+
+    room: int | None = None
+    _busy = False
+
+    def read(self, size: int) -> bytes:
+        return super().read(min(size, 7))
+
+    def write(self, data: bytes) -> int:
+        self._busy = not self._busy
+        if self._busy or self.room == 0:
+            raise BlockingIOError
+        taken = super().write(data[: min(7, self.room or 7)])
+        if self.room is not None:
+            self.room -= taken
+        return taken
+
+
+class LinuxDevice(SocketDevice):
+    """The habits of /dev/xen/xenbus (drivers/xen/xenbus/xenbus_dev_frontend.c).
+
+    A message comes in one write; a watch's reply has no request id, its refusal is write()'s own errno, and the ids of
+    an event are whatever was on the kernel's stack.
+    """
+
+    refuse = 0
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._splitter = xs_wire.Splitter()
+
+    def write(self, data: bytes) -> int:
+        operation, _, _, length = struct.unpack("<4I", data[:16])
+        assert len(data) == 16 + length, "the message came in parts"
+        assert len(data) <= 4096
+        if self.refuse and operation == Operation.WATCH:
+            raise OSError(self.refuse, os.strerror(self.refuse))
+        return super().write(data)
+
+    def read(self, size: int) -> bytes:
+        self._splitter.feed(super().read(size))
+        out = b""
+        while (message := self._splitter.next()) is not None:
+            if message.operation in (Operation.WATCH, Operation.UNWATCH):
+                message = message._replace(request_id=0)
+            elif message.operation == Operation.WATCH_EVENT:
+                message = message._replace(request_id=0xDEAD, transaction_id=0xBEEF)
+            out += xs_wire.pack_message(*message)
+        if not out:
+            raise BlockingIOError
+        return out
 
 
 class _Client:

@@ -275,3 +275,13 @@ def test_an_unclosed_reader_keeps_no_descriptor() -> None:
     del reader
     assert len(os.listdir("/proc/self/fd")) == before
     device.close()
+
+
+def test_a_reset_connection_is_an_unavailable_one(pipe: Pipe) -> None:
+    inbox = Inbox(pipe)
+    pipe.mine.send(b"unread")
+    pipe.peer.close()
+    with pytest.raises(InterfaceUnavailable) as caught:
+        inbox.take(b"a")
+    assert caught.value.errno == errno.ECONNRESET
+    inbox.reader.close()
