@@ -11,47 +11,35 @@ import platform
 import shlex
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import xengrant
 from lab.dom0 import GUEST_KIND, RELEASE, RESULTS, Guest, xl_list
 from lab.dom0.xl import DomainLine
-from xengrant import Grant
+from xengrant import Grant, Mapped
 
-SELFTEST = "python3 -c 'import sys,xengrant.cli as c;from xengrant.cli import selftest as s;o=c._commands;c._commands=lambda:(*o(),s);sys.exit(c.main())' selftest"
+SELFTEST = "python3 -m xengrant selftest"
 
 
 def main() -> int:
     started = time.monotonic()
-    print(f"{RELEASE}: {GUEST_KIND} guests, Linux {platform.release()}, Python {platform.python_version()}")
-    left, right, victim = _create("left", "right", "victim")
-    print(f"three guests after {time.monotonic() - started:.1f} s", flush=True)
-    for guest in (right, victim):
+    print(f"{RELEASE}: {GUEST_KIND} guests, Linux {platform.release()}, Python {platform.python_version()}", flush=True)
+    with ThreadPoolExecutor() as pool:
+        left, right = pool.map(lambda name: Guest.create(name, memory=192, timeout=180), ("left", "right"))
+    print(f"two guests after {time.monotonic() - started:.1f} s", flush=True)
+    for guest in (left, right):
         guest.start(f"exec {SELFTEST} --agent --peer 0")
     right.start(f"exec {SELFTEST} --agent --peer {left.domid}")
-    results = _between_guests(left, right) + _with_dom0(left, right, victim)
-    results.append(_zombie(left))
+    results = _between_guests(left, right)
+    with xengrant.connect() as domain, domain.gnttab() as gnttab:
+        mapped = gnttab.map(_shared_by(left), writable=True)
+        results += _with_dom0(left, right)
+        results.append(_zombie(left, mapped))
     (RESULTS / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
-    left.destroy()
     return _summarise(results, time.monotonic() - started)
-
-
-def _create(*names: str) -> list[Guest]:
-    """The guests, made at once."""
-    made: dict[str, Guest] = {}
-
-    def create(name: str) -> None:
-        made[name] = Guest.create(name, memory=192)
-
-    threads = [threading.Thread(target=create, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [made[name] for name in names]
 
 
 def _between_guests(runner: Guest, peer: Guest) -> list[dict[str, Any]]:
@@ -60,10 +48,10 @@ def _between_guests(runner: Guest, peer: Guest) -> list[dict[str, Any]]:
     return [result for line in text.splitlines() if (result := _shown(line))] or [_broken(command, status, text)]
 
 
-def _with_dom0(third: Guest, peer: Guest, victim: Guest) -> list[dict[str, Any]]:
-    """dom0 with `peer`; in the end `victim` and `peer` are destroyed."""
-    command = [*shlex.split(SELFTEST), "--peer", str(peer.domid), "--third", str(third.domid), "--json", *sys.argv[1:]]
-    command += ["--destroy-command", "xl destroy {domid}", "--victim", str(victim.domid), "--victim", str(peer.domid)]
+def _with_dom0(first: Guest, peer: Guest) -> list[dict[str, Any]]:
+    """dom0 with `peer`; in the end `first` and `peer` are destroyed."""
+    command = [*shlex.split(SELFTEST), "--peer", str(peer.domid), "--third", str(first.domid), "--json", *sys.argv[1:]]
+    command += ["--destroy-command", "xl destroy {domid}", "--victim", str(first.domid), "--victim", str(peer.domid)]
     results = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         assert running.stdout is not None
@@ -95,24 +83,26 @@ def _broken(command: str, status: int, text: str) -> dict[str, Any]:
     return {"case": "suite", "machine": RELEASE, "outcome": "failed", "seconds": 0.0, "text": command}
 
 
-def _zombie(guest: Guest) -> dict[str, Any]:
-    """A destroyed domain stays, as (null) in state --p--d, until dom0 unmaps its page, and not after."""
-    started = time.monotonic()
+def _shared_by(guest: Guest) -> Grant:
+    """A page that a process of the guest shares with dom0."""
     sharing = guest.start(f"exec python3 -u -c {shlex.quote(_SHARE)}")
     while not sharing.output().endswith("\n") and not sharing.done:
         time.sleep(0.1)
-    grant = Grant(guest.domid, int(sharing.output()))
+    return Grant(guest.domid, int(sharing.output()))
+
+
+def _zombie(guest: Guest, mapped: Mapped) -> dict[str, Any]:
+    """A destroyed domain stays, as (null) in state --p--d, until dom0 unmaps its page, and not after."""
+    started = time.monotonic()
+    guest.destroy()  # where no case did
+    line = _line(guest.domid, lambda line: line is not None and line.name == "(null)")
     text = ""
-    with xengrant.connect() as domain, domain.gnttab() as gnttab, domain.peer(guest.domid) as peer:
-        with gnttab.map(grant, writable=True) as mapped:
-            guest.destroy()
-            peer.wait_gone(10)
-            line = _eventually(guest.domid, lambda line: line is not None and line.name == "(null)")
-            if line is None or line.state != "--p--d" or mapped.mapping[:5] != b"guest":
-                text = f"while dom0 maps its page: {line}, {mapped.mapping[:5]!r}"
-        line = _eventually(guest.domid, lambda line: line is None)
-        if line is not None:
-            text += f" after dom0 unmapped: {line}"
+    if line is None or line.state != "--p--d" or mapped.mapping[:5] != b"guest":
+        text = f"while dom0 maps its page: {line}, {mapped.mapping[:5]!r}"
+    mapped.close()
+    line = _line(guest.domid, lambda line: line is None)
+    if line is not None:
+        text += f" after dom0 unmapped: {line}"
     print(f"{'failed' if text else 'passed'} zombie check {text}", flush=True)
     seconds = time.monotonic() - started
     outcome = "failed" if text else "passed"
@@ -128,7 +118,7 @@ with xengrant.connect() as domain, domain.gntshr() as gntshr, gntshr.share_pages
 """
 
 
-def _eventually(domid: int, condition: Callable[[DomainLine | None], bool]) -> DomainLine | None:
+def _line(domid: int, condition: Callable[[DomainLine | None], bool]) -> DomainLine | None:
     """The domain's line of `xl list` when `condition` holds, or what it is after ten seconds."""
     deadline = time.monotonic() + 10
     while True:

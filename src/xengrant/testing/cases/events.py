@@ -487,10 +487,14 @@ class CancelledWait(Case):
                 await port.wait(QUIET)
             tasks = [asyncio.create_task(port.wait()) for _ in range(3)]
             await asyncio.sleep(0)
+            here.tell("bound")
+            poller = select.poll()
+            poller.register(channels.fileno(), select.POLLIN)
+            true(poller.poll(int(SOON * 1000)), "the event comes while the loop stands still")
             for task in tasks:
                 task.cancel()
             for task in tasks:
                 with raises(asyncio.CancelledError, "a cancelled wait"):
                     await task
-            here.tell("bound")
+            await asyncio.sleep(0.05)
             await port.wait(SOON)

@@ -1,0 +1,1 @@
+"""The conformance suite on embedded machines, and the suite itself under test."""

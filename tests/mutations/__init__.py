@@ -1,0 +1,1 @@
+"""Evidence that the conformance suite finds mistakes: `python -m tests.mutations` (`make mutants`)."""
