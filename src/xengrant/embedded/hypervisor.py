@@ -19,6 +19,7 @@ from xengrant.embedded.grants import Grants, Handle
 from xengrant.embedded.linux import CallLater, Linux
 from xengrant.embedded.memory import Frames, Memory
 
+_NAME_MAX = 255
 _BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)
 
 
@@ -51,8 +52,10 @@ class Hypervisor:
 
         `ValueError` for a domid that cannot be or is taken.
         """
-        if not 0 <= domid < DOMID_FIRST_RESERVED:
-            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
+        if type(domid) is not int or not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise ValueError(f"domid {domid!r} is not within 0..{DOMID_FIRST_RESERVED - 1:#x}")
+        if name is not None and (not isinstance(name, str) or not name.isprintable() or len(name) > _NAME_MAX):
+            raise ValueError(f"a domain's name has at most {_NAME_MAX} printable characters")
         if domid in self.domains:
             state = "dying: others still map its pages" if self.domains[domid].dying else "there already"
             raise ValueError(f"domain {domid} is {state}")
@@ -60,14 +63,13 @@ class Hypervisor:
         domain = Domain(domid, name, settings, Table(domid, settings.max_grant_frames))
         domain.linux = Linux(domain, self.frames, self.call_later)
         self.domains[domid] = domain
-        if domid != 0:
-            try:
+        try:
+            if domid != 0:
                 self._build(domain)
-            except OSError:
-                del self.domains[domid]
-                domain.table.close()
-                raise
-        self._introduced(domid, name)
+            self._introduced(domid, name)
+        except BaseException:
+            self._take_apart(domain)
+            raise
         return domain
 
     def attach(self, domid: int) -> Domain:
@@ -105,19 +107,8 @@ class Hypervisor:
             raise LookupError(f"there is no domain {domid}")
         if domid == 0:
             raise ValueError("domain 0 is the machine's own: close the machine instead")
-        domain.dying = True
-        for file in list(domain.files):
-            file.abandon()
-        for port in list(domain.ports.values()):
-            port.close()
-        domain.linux.stop()
-        for handle in self._toolstack.pop(domid):
-            self.grants.unmap(handle)
-        for page in domain.pages:
-            self.frames.drop(page)
-        domain.pages.clear()
+        self._take_apart(domain)
         self._released(domid)
-        self._bury(domain)
 
     def close(self) -> None:
         """Give back every descriptor."""
@@ -163,9 +154,23 @@ class Hypervisor:
         domain.pages.update(pages)
         for ref, page in zip(_BUILDERS_REFS, pages, strict=True):
             domain.table.entries.grant(ref, 0, page.frame, writable=True)
-        self._toolstack[domain.domid] = [
-            self.grants.map(self.domains[0], domain.domid, ref, readonly=False) for ref in _BUILDERS_REFS
-        ]
+        maps = self._toolstack[domain.domid] = []
+        for ref in _BUILDERS_REFS:
+            maps.append(self.grants.map(self.domains[0], domain.domid, ref, readonly=False))
+
+    def _take_apart(self, domain: Domain) -> None:
+        domain.dying = True
+        for file in list(domain.files):
+            file.abandon()
+        for port in list(domain.ports.values()):
+            port.close()
+        domain.linux.stop()
+        for handle in self._toolstack.pop(domain.domid, ()):
+            self.grants.unmap(handle)
+        for page in domain.pages:
+            self.frames.drop(page)
+        domain.pages.clear()
+        self._bury(domain)
 
     def _bury(self, domain: Domain) -> None:
         if domain.dying and not domain.active and self.domains.get(domain.domid) is domain:
