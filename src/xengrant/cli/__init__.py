@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> tuple[_Command, ...]:
     # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import demo, doctor, machine, map, share
+    from xengrant.cli import demo, doctor, machine, map, selftest, share
 
-    return cast("tuple[_Command, ...]", (demo, doctor, share, map, machine))
+    return cast("tuple[_Command, ...]", (demo, doctor, share, map, machine, selftest))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ from xengrant.cli.dump import escape, printable
 from xengrant.embedded import Machine
 
 NAME = "demo"
-HELP = "see it work: two domains share pages, notify each other, refuse a third (no Xen needed)"
+HELP = "see it work, step by step; needs no Xen"
 
 _DEADLINE = 15.0  # seconds for any one answer
 _PATH = "data/demo"
@@ -75,7 +75,11 @@ class _Actor:
         self.shared: dict[str, list[int]] = {}
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "xengrant.cli.actor", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [sys.executable, "-m", "xengrant.cli.actor", url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends them
         )
 
     @property
@@ -95,7 +99,8 @@ class _Actor:
 
     def send(self, do: str, **fields: Any) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # `receive` says how it ended
+            self._process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
 
     def receive(self) -> Any:
         answer = self._answer()

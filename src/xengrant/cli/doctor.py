@@ -29,7 +29,7 @@ from xengrant.devices.kernel import MODULES
 from xengrant.xenstore import XenStore
 
 NAME = "doctor"
-HELP = "which machine this is, what works, and what to do about what does not"
+HELP = "what this machine can do, and what to do about the rest"
 
 _SECONDS = 5.0  # for each try: a device can wait for a xenstored that is not there
 _MARKS = {"ok": "green", "note": "cyan", "warn": "yellow", "MISSING": "red"}
@@ -182,9 +182,6 @@ def _tries(domain: xengrant.Domain) -> Iterator[Finding]:
 def _try(name: str, action: Callable[[], str]) -> Finding:
     try:
         return Finding("try", name, "ok", _within(_SECONDS, action))
-    except xengrant.InterfaceUnavailable as error:
-        text, _, remedy = str(error.strerror).partition(": ")
-        return Finding("try", name, "MISSING", text, remedy or None)
     except (xengrant.GrantError, OSError, ValueError) as error:
         return Finding("try", name, "MISSING", getattr(error, "strerror", None) or str(error))
 
@@ -235,18 +232,24 @@ def _meet(domain: xengrant.Domain) -> str:
 
 
 def _limits(domain: xengrant.Domain, machine: _Machine) -> Iterator[Finding]:
-    limit = domain.system.parameter("xen_gntalloc", "limit")
+    limit = _parameter(domain, "xen_gntalloc", "limit")
     if limit is not None:
         text = f"{limit} pages that all processes of this domain may share together{_used(machine, 'gntalloc')}"
         yield Finding("limit", "gntalloc", "note", text)
-    limit = domain.system.parameter("xen_gntdev", "limit")
+    limit = _parameter(domain, "xen_gntdev", "limit")
     if limit is not None:
         yield Finding("limit", "gntdev", "note", f"{limit} grants in one map{_used(machine, 'gntdev')}")
-    freed = domain.system.parameter("grant_table", "free_per_iteration")
+    freed = _parameter(domain, "grant_table", "free_per_iteration")
     if freed is not None:
         text = "all at once" if freed == "0" else f"{freed} pages a second"
         yield Finding("limit", "reclaim", "note", f"{text}, of pages revoked while the peer mapped them")
     yield from _tables(domain)
+
+
+def _parameter(domain: xengrant.Domain, module: str, name: str) -> str | None:
+    with contextlib.suppress(xengrant.GrantError, OSError):
+        return domain.system.parameter(module, name)
+    return None
 
 
 def _used(machine: _Machine, device: str) -> str:
@@ -321,7 +324,9 @@ def _name(store: XenStore, domid: int) -> str:
 
 def _log(domain: xengrant.Domain) -> Iterator[Finding]:
     """What the kernel complained of in the last hour."""
-    lines = domain.system.kernel_log(3600)
+    lines: list[str] = []
+    with contextlib.suppress(xengrant.GrantError, OSError):
+        lines = domain.system.kernel_log(3600)
     full = [line for line in lines if "max_grant_frames reached" in line]
     if full:
         yield Finding(

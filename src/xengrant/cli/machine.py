@@ -15,7 +15,7 @@ from xengrant.devices.client import ask
 from xengrant.embedded import Machine
 
 NAME = "machine"
-HELP = "run an embedded machine, which needs no Xen; or look at one, or destroy a domain of it"
+HELP = "run an embedded machine, which needs no Xen"
 
 _COLUMNS = ("name", "state", "grants", "mapped", "maps", "ports", "files", "deferred")
 

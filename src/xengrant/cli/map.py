@@ -15,7 +15,7 @@ from xengrant.cli.dump import hexdump
 from xengrant.cli.hold import Hold
 
 NAME = "map"
-HELP = "map pages that another domain granted: show, save, write or hold them"
+HELP = "map pages that another domain granted, and show them"
 
 _CHUNK = 1 << 20
 
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
             hold = stack.enter_context(Hold()) if args.hold else None
             gnttab = stack.enter_context(domain.gnttab())
             mapped = stack.enter_context(_map(gnttab, grants, writable=args.write or args.input is not None))
-            mapped.mapping[: len(data)] = data
+            if data:
+                mapped.mapping[: len(data)] = data
             _report(args, domid, mapped)
             if hold is not None:
                 output.say(f"holding {arguments.pages_text(len(grants))} of domain {domid}; Ctrl-C ends it")

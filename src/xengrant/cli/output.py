@@ -132,7 +132,8 @@ def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: M
 
 
 def _rich_on(stream: TextIO) -> bool:
-    return stream.isatty() and os.environ.get("TERM") != "dumb" and importlib.util.find_spec("rich") is not None
+    # rich would still write bold and dim where NO_COLOR is set.
+    return _coloured(stream) and importlib.util.find_spec("rich") is not None
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -13,7 +13,7 @@ from xengrant.cli import arguments, output
 from xengrant.cli.hold import Hold
 
 NAME = "share"
-HELP = "grant pages to another domain and hold them until interrupted"
+HELP = "grant pages to another domain, until interrupted"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", metavar="DOMID", required=True, help="the domain to grant to (dom0 may give a name)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--pages", metavar="N", type=arguments.count, default=1, help="zeroed pages to share (default 1)")
+    what.add_argument("--pages", metavar="N", type=arguments.count, help="zeroed pages to share (default 1)")
     what.add_argument(
         "--file", metavar="F", help="share the content of F (- is stdin), padded with zeros to whole pages"
     )
@@ -47,14 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     content = _read(args.file) if args.file is not None else b""
-    pages = -(-len(content) // PAGE_SIZE) or args.pages
+    pages = -(-len(content) // PAGE_SIZE) or args.pages or 1
     with Hold() as hold, xengrant.connect(args.url) as domain, domain.gntshr() as gntshr:
-        to = arguments.resolve_domid(domain, args.to)
+        to, own = arguments.resolve_domid(domain, args.to), _own_domid(domain)
+        if to == own:
+            raise ValueError(f"domain {to} is this domain: sharing with oneself crashes some kernels, name another")
         with gntshr.share_pages(to, pages, writable=not args.read_only) as share:
             share.mapping[: len(content)] = content
             if args.advertise is not None:
                 domain.advertise(share, args.advertise)
-            _announce(args, domain, share)
+            _announce(args, own, share)
             hold.wait()
             domain.close()  # the advertisement goes before what it tells of
     if args.json:
@@ -70,9 +72,8 @@ def _read(name: str) -> bytes:
     return content
 
 
-def _announce(args: argparse.Namespace, domain: xengrant.Domain, share: xengrant.Share) -> None:
+def _announce(args: argparse.Namespace, own: int | None, share: xengrant.Share) -> None:
     ranges = arguments.format_refs(share.refs)
-    own = _own_domid(domain)
     if args.json:
         output.emit_json(
             event="shared",

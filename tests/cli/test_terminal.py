@@ -1,0 +1,109 @@
+"""On a terminal: colours unless NO_COLOR, tables, and no byte of a peer's as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+
+from xengrant.embedded import Machine
+
+from .shell import DEADLINE, TOOL, sharing
+
+
+def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str]:
+    """(exit status, what stdout showed) of `xengrant ARGUMENTS` on a terminal."""
+    own, its = pty.openpty()
+    environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "XENGRANT_URL")}
+    process = subprocess.Popen(
+        [*TOOL, *arguments],
+        stdin=its,
+        stdout=its,
+        stderr=subprocess.DEVNULL,
+        env={**environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8", "COLUMNS": "150", **env},
+    )
+    os.close(its)
+    shown = b""
+    deadline = time.monotonic() + DEADLINE
+    try:
+        with contextlib.suppress(OSError):  # EIO: everybody has closed the terminal
+            while data := os.read(own, 65536):
+                shown += data
+                assert select.select([own], [], [], deadline - time.monotonic())[0], f"{arguments}: {shown!r}"
+        return process.wait(DEADLINE), shown.decode()
+    finally:
+        os.close(own)
+        process.kill()
+        process.wait()
+
+
+def test_the_demo_is_coloured_on_a_terminal() -> None:
+    status, shown = on_a_terminal("demo")
+    assert status == 0
+    assert "\x1b[32m✓\x1b[0m" in shown
+
+
+def test_no_color_is_respected() -> None:
+    for arguments in (["demo"], ["doctor"]):
+        _, shown = on_a_terminal(*arguments, NO_COLOR="1")
+        assert "\x1b" not in shown, arguments
+
+
+@pytest.mark.parametrize("domid", [0, 1])
+def test_tables_show_what_the_plain_ones_do(machine: Machine, domid: int) -> None:
+    machine.create(7, name="\x1b[31mred")
+    status, shown = on_a_terminal("doctor", "--url", machine.url(domid), NO_COLOR="1")
+    assert status == 0
+    assert "an embedded machine" in shown
+    assert "\x1b" not in shown
+    status, shown = on_a_terminal("machine", "status", "--dir", machine.directory, NO_COLOR="1")
+    assert status == 0
+    assert "\\x1b[31mred" in shown
+    assert "\x1b" not in shown
+
+
+def test_a_peers_bytes_never_reach_the_terminal_as_they_are(machine: Machine) -> None:
+    with sharing(machine.url(1), 2) as share:
+        share.mapping[:8] = b"\x1b[2J\x07\x9b\x00\x08"
+        ref = str(share.refs[0])
+        status, shown = on_a_terminal("map", "1", ref, "--url", machine.url(2))
+        assert status == 0
+        assert "1b 5b 32 4a 07 9b 00 08" in shown
+        assert shown.replace("\r\n", "").isprintable()
+        assert on_a_terminal("map", "1", ref, "--output", "-", "--url", machine.url(2)) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "when", "wanted"), [(["share", "--to", "2"], "Ctrl-C ends it", 0), (["demo"], "allocates", 130)]
+)
+def test_ctrl_c_at_the_keyboard_is_a_clean_end(machine: Machine, arguments: list[str], when: str, wanted: int) -> None:
+    own, its = pty.openpty()
+    take_the_terminal = "import os, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", take_the_terminal, *TOOL, *arguments, "--url", machine.url(1)],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    try:
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: everybody has closed the terminal
+            while data := os.read(own, 65536):
+                pressed = when.encode() in shown
+                shown += data
+                if when.encode() in shown and not pressed:
+                    os.write(own, b"\x03")
+                assert select.select([own], [], [], DEADLINE)[0], shown
+        assert process.wait(DEADLINE) == wanted, shown
+        assert b"Traceback" not in shown
+    finally:
+        os.close(own)
+        process.kill()
+        process.wait()
