@@ -162,7 +162,7 @@ def test_no_mapping_that_another_thread_is_making_leaks_into_the_child(make_page
     for thread in threads:
         thread.start()
     try:
-        for _ in range(200):
+        for _ in range(50):
             child = os.fork()
             if child == 0:
                 leaked = b"xengrant-test" in Path("/proc/self/maps").read_bytes()
