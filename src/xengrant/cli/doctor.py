@@ -278,7 +278,7 @@ def _tables(domain: xengrant.Domain) -> Iterator[Finding]:
                 frames, most = _query_size(device, domid)
                 yield Finding("table", f"of domain {domid}", *_fullness(f"{name}'s grant table", frames, most))
     except OSError as error:
-        text = f"cannot be asked ({error.strerror}): only dom0 may make hypercalls (XSA-482)"
+        text = f"only dom0 may ask the hypervisor: {error.strerror}"
         yield Finding("table", "size", "note", text)
     finally:
         device.close()

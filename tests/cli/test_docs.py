@@ -1,0 +1,20 @@
+"""docs/tool.md against the tool: no command and no option is missing there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .shell import User
+
+DOCS = (Path(__file__).parents[2] / "docs/tool.md").read_text()
+
+
+@pytest.mark.parametrize("command", ["demo", "doctor", "share", "map", "machine", "machine status", "machine destroy"])
+def test_every_option_is_in_the_docs(nobody: User, command: str) -> None:
+    assert re.search(rf"^(## |    xengrant |    \$ xengrant ){command}\b", DOCS, re.MULTILINE)
+    usage = nobody.run(*command.split(), "--help").stdout.decode().partition("examples:")[0]
+    options = set(re.findall(r"--[a-z-]+", usage)) - {"--help"}
+    assert options - set(re.findall(r"--[a-z-]+", DOCS)) == set()
