@@ -28,7 +28,7 @@ def main() -> int:
     started = time.monotonic()
     print(f"{RELEASE}: {GUEST_KIND} guests, Linux {platform.release()}, Python {platform.python_version()}", flush=True)
     with ThreadPoolExecutor() as pool:
-        left, right = pool.map(lambda name: Guest.create(name, memory=192, timeout=180), ("left", "right"))
+        left, right = pool.map(lambda name: Guest.create(name, timeout=180), ("left", "right"))
     print(f"two guests after {time.monotonic() - started:.1f} s", flush=True)
     for guest in (left, right):
         guest.start(f"exec {SELFTEST} --agent --peer 0")

@@ -1,4 +1,4 @@
-"""Cases that go wrong on purpose, to see what the suite says of them. They are not of the suite: only `serve` has them."""
+"""Cases that go wrong on purpose, to see what the suite says of them; only `serve` has them."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def call(store: XenStore, run: str, case: str) -> None:
 def wait_for(store: XenStore, path: str) -> bytes:
     with store.watch(path) as watch:
         while (data := exchange.read(store, path)) is None:
-            watch.wait(10)
+            watch.wait(60)
     return data
 
 
@@ -56,7 +56,7 @@ def answer_to(store: XenStore, run: str) -> Answer:
             data = exchange.read(store, f"{THEIRS}/answer")
             if data is not None and Answer.parse(data).run == run:
                 return Answer.parse(data)
-            watch.wait(10)
+            watch.wait(60)
 
 
 def test_the_agent_runs_a_half_and_answers_but_not_for_a_call_from_before_it_came(store: XenStore) -> None:

@@ -22,7 +22,9 @@ class Mutation(NamedTuple):
 
 M = Mutation
 
-_UNMAPS_NOTHING = M("embedded/hypervisor.py", "        self.grants.unmap(handle)\n        self._bury", "        self._bury")
+_UNMAPS_NOTHING = M(
+    "embedded/hypervisor.py", "        self.grants.unmap(handle)\n        self._bury", "        self._bury"
+)
 _NEVER_REVOKES = M("embedded/linux.py", "if not self._try_end(ref, page):", "if ref is None:")
 _WRONG_HOME = M("embedded/xenstore_session.py", 'f"/local/domain/{_domid', 'f"/domain/{_domid')
 _TWO_PINS = M("embedded/grants.py", "_MAX_PINS = 0x80", "_MAX_PINS = 2")
@@ -49,17 +51,29 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "domain.knows_its_domid": _WRONG_HOME,
     # Event channels
-    "events.asyncio": M("evtchn.py", "        self._pending = True\n        self._news.set()", "        self._pending = True"),
-    "events.bad_arguments": M("evtchn.py", 'checked_number("remote_port", remote_port, 0', 'checked_number("remote_port", remote_port, -9'),
+    "events.asyncio": M(
+        "evtchn.py", "        self._pending = True\n        self._news.set()", "        self._pending = True"
+    ),
+    "events.bad_arguments": M(
+        "evtchn.py", 'checked_number("remote_port", remote_port, 0', 'checked_number("remote_port", remote_port, -9'
+    ),
     "events.both_ways": M("devices/socket_events.py", "self._ports[number][1], 1)", "self._ports[number][0], 1)"),
     "events.bound_already": M("embedded/event_channels.py", "peer.peer is not None or ", ""),
     "events.cancelled_wait": M(
-        "evtchn.py", "        limit = asyncio.timeout(timeout)\n", "        limit = asyncio.timeout(timeout)\n        self._pending = False\n"
+        "evtchn.py",
+        "        limit = asyncio.timeout(timeout)\n",
+        "        limit = asyncio.timeout(timeout)\n        self._pending = False\n",
     ),
     "events.close_sends_nothing": M(
-        "embedded/event_channels.py", "        if self.peer is not None:\n", "        self.send()\n        if self.peer is not None:\n"
+        "embedded/event_channels.py",
+        "        if self.peer is not None:\n",
+        "        self.send()\n        if self.peer is not None:\n",
     ),
-    "events.closed_interface": M("evtchn.py", "            self._reader.close()\n", ""),
+    "events.closed_interface": M(
+        "evtchn.py",
+        "            self._reader.close()\n            self._device.close()\n",
+        "            self._reader.close()\n",
+    ),
     "events.coalesce": M(
         "embedded/event_channels.py",
         "self.fds.append(os.eventfd(0, os.EFD_CLOEXEC",
@@ -93,9 +107,13 @@ MUTATIONS: dict[str, Mutation] = {
         "embedded/gntdev.py", "self._maps.remove(found)\n        self._put(found)", "self._maps.remove(found)", "hvm"
     ),
     # Maps
-    "map.all_or_nothing": M("gnttab.py", "for grant in grants])", "for grant in grants[:1]])"),
+    "map.all_or_nothing": M("gnttab.py", "statuses=statuses)", "statuses=sorted(statuses))"),
     "map.atomic_words": M(
-        "embedded/memory.py", "parts.append(Part(page.memory.fd, page.offset, PAGE_SIZE))", "parts.append(Part(page.memory.fd, 0, PAGE_SIZE)) if len(parts) else parts.append(Part(page.memory.fd, page.offset, PAGE_SIZE))"
+        "devices/socket.py",  # each mapping is memory of its own
+        "        return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=writable, unmapped=notice)\n",
+        "        fd = os.memfd_create('own')\n"
+        "        os.ftruncate(fd, place.length)\n"
+        "        return Mapping(((fd, 0, place.length),), writable=writable, unmapped=notice)\n",
     ),
     "map.bad_arguments": M("gnttab.py", 'checked_number("ref", ref, 0', 'checked_number("ref", ref, -9'),
     "map.beyond_the_table": M("embedded/grants.py", "abi.GNTST_BAD_GNTREF", "abi.GNTST_GENERAL_ERROR"),
@@ -107,24 +125,36 @@ MUTATIONS: dict[str, Mutation] = {
         "gnttab.py", "        arg = abi.pack_map(wanted)\n", "        arg = abi.pack_map(sorted(wanted))\n"
     ),
     "map.outlives_its_interface": M(
-        "gnttab.py", "        if self._device.closed:\n            raise InterfaceClosed(\"this Gnttab is closed; mapped", "        if False:\n            raise InterfaceClosed(\"this Gnttab is closed; mapped"
+        "gnttab.py",
+        '        if self._device.closed:\n            raise InterfaceClosed("this Gnttab is closed; mapped',
+        '        if False:\n            raise InterfaceClosed("this Gnttab is closed; mapped',
     ),
     "map.read_only_grant": M("embedded/grants.py", "if not readonly and flags & abi.GTF_READONLY:", "if False:"),
     "map.read_only_map": M("gnttab.py", "index, writable=writable", "index, writable=True"),
-    "map.several_domains": M("embedded/gntdev.py", "for domid, ref in mapped.grants:", "for domid, ref in [(mapped.grants[0][0], ref) for _, ref in mapped.grants]:"),
+    "map.several_domains": M(
+        "embedded/gntdev.py",
+        "for domid, ref in mapped.grants:",
+        "for domid, ref in [(mapped.grants[0][0], ref) for _, ref in mapped.grants]:",
+    ),
     "map.threads_map_at_once": M("embedded/gntdev.py", "            new.index = mapped.index + mapped.count\n", ""),
     "map.unmap_releases": _UNMAPS_NOTHING,
     "map.unmap_through_another": M("gnttab.py", "if mapped._gnttab is not self:", "if False:"),
     "map.unmap_twice": M(
         "gnttab.py",
         "        mapped.close()\n",
-        "        mapped.close()\n        self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(mapped._index, 0))\n",
+        "        if mapped.closed:\n            raise ValueError('unmapped')\n        mapped.close()\n",
     ),
-    "map.views_pin_the_map": M("gnttab.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"),
+    "map.views_pin_the_map": M(
+        "gnttab.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"
+    ),
     # Meeting
-    "meeting.advertise_and_find": M("meeting.py", "for ref in refs]\n\n\ndef format", "for ref in refs[::-1]]\n\n\ndef format"),
+    "meeting.advertise_and_find": M(
+        "meeting.py", "for ref in refs]\n\n\ndef format", "for ref in refs[::-1]]\n\n\ndef format"
+    ),
     "meeting.asyncio": M("meeting.py", "await watch.wait(seconds_until(deadline))", "await watch.wait(0)"),
-    "meeting.find_waits": M("meeting.py", "                watch.wait(seconds_until(deadline))", "                watch.wait(0)"),
+    "meeting.find_waits": M(
+        "meeting.py", "                watch.wait(seconds_until(deadline))", "                watch.wait(0)"
+    ),
     "meeting.hostile_nodes": M("meeting.py", "if last < first or last > MAX_U32:", "if last < first:"),
     "meeting.many_refs": M("meeting.py", "_NODE_BYTES = 2000", "_NODE_BYTES = 20000"),
     "meeting.only_the_peer_reads": M("meeting.py", 'Permission(share.domid, "r")', 'Permission(share.domid, "b")'),
@@ -139,7 +169,9 @@ MUTATIONS: dict[str, Mutation] = {
         "embedded/gntdev.py", "mapped.clear_byte % PAGE_SIZE] = 0", "mapped.clear_byte % PAGE_SIZE]"
     ),
     "notify.mapper_killed": M("embedded/gntdev.py", "            mapped.port.send()\n", ""),
-    "notify.not_before_the_last_unmap": M("embedded/gntalloc.py", "            gref.users += 1\n", "            pass\n"),
+    "notify.not_before_the_last_unmap": M(
+        "embedded/gntalloc.py", "            gref.users += 1\n", "            pass\n"
+    ),
     "notify.port_must_be_held": M("gntshr.py", "if error.errno != errno.EINVAL:", "if error.errno:"),
     "notify.read_only_map_has_no_byte": M("embedded/gntdev.py", "action & CLEAR_BYTE and found.readonly", "False"),
     "notify.share_closed": _SHARES_CLEAR_NOTHING,
@@ -147,7 +179,11 @@ MUTATIONS: dict[str, Mutation] = {
     "peer.granter_destroyed": M(
         "embedded/hypervisor.py", "            port.close()\n", "            port.send()\n            port.close()\n"
     ),
-    "peer.guest_needs_node": M("peer.py", "if error.errno != errno.EACCES:\n            raise error\n        if", "if error.errno:\n            raise error\n        if"),
+    "peer.guest_needs_node": M(
+        "peer.py",
+        "if error.errno != errno.EACCES:\n            raise error\n        if",
+        "if error.errno:\n            raise error\n        if",
+    ),
     "peer.mapper_destroyed": M(
         "embedded/gntdev.py", "        for mapped in list(self._live):\n            self._unmap_grants(mapped)\n", ""
     ),
@@ -157,34 +193,48 @@ MUTATIONS: dict[str, Mutation] = {
     "share.bad_arguments": M("gntshr.py", 'checked_number("count", count, 1', 'checked_number("count", count, 0'),
     "share.close_revokes": _NEVER_REVOKES,
     "share.close_twice": M(
-        "gntshr.py", "        share.close()\n", "        if share.closed:\n            raise ValueError('closed')\n        share.close()\n"
+        "gntshr.py",
+        "        share.close()\n",
+        "        if share.closed:\n            raise ValueError('closed')\n        share.close()\n",
     ),
     "share.closed_interface": M(
-        "gntshr.py", "        if self._device.closed:\n            raise InterfaceClosed(\"this Gntshr is closed; share", "        if False:\n            raise InterfaceClosed(\"this Gntshr is closed; share"
+        "gntshr.py",
+        '        if self._device.closed:\n            raise InterfaceClosed("this Gntshr is closed; share',
+        '        if False:\n            raise InterfaceClosed("this Gntshr is closed; share',
     ),
     "share.deferred_ref_comes_back": M("embedded/linux.py", "if self._timer is None and self.deferred:", "if False:"),
     "share.granted_to_another": M("embedded/grants.py", " or word >> 16 != domid", ""),
     "share.leaving_with_views": M("gntshr.py", "self.mapping.__exit__(kind, error, trace)", "self.mapping.close()"),
-    "share.limit_is_named": M("gntshr.py", 'the limit of gntalloc is {limit or', 'the limit of gntalloc is {0 and limit or'),
+    "share.limit_is_named": M(
+        "gntshr.py", "the limit of gntalloc is {limit or", "the limit of gntalloc is {0 and limit or"
+    ),
     "share.map_survives_revocation": M("grant_table.py", "_IN_USE = abi.GTF_READING | abi.GTF_WRITING", "_IN_USE = 0"),
     "share.munmap_through_another": M("gntshr.py", "        share.close()\n", "        pass\n"),
     "share.no_such_domain": M("embedded/linux.py", "        self.table.put(ref)\n", ""),
     "share.one_page": M("gntshr.py", "abi.FLAG_WRITABLE if writable else 0", "0"),
-    "share.outlives_its_interface": M(
-        "devices/socket.py", "(not self._live or self._client.dead)", "True"
-    ),
+    "share.outlives_its_interface": M("devices/socket.py", "(not self._live or self._client.dead)", "True"),
     "share.pages_are_zeroed": M(
-        "embedded/gntalloc.py", "            grefs.append(Gref(page, ref))\n", "            page.memory.view[page.offset] = 1\n            grefs.append(Gref(page, ref))\n"
+        "embedded/gntalloc.py",
+        "            grefs.append(Gref(page, ref))\n",
+        "            page.memory.view[page.offset] = 1\n            grefs.append(Gref(page, ref))\n",
     ),
-    "share.process_end_revokes": M("embedded/files.py", "            self.vmas.popitem()[1].close()\n", "            self.vmas.popitem()\n"),
+    "share.process_end_revokes": M(
+        "embedded/files.py", "            self.vmas.popitem()[1].close()\n", "            self.vmas.popitem()\n"
+    ),
     "share.read_only_for_the_peer_only": M("gntshr.py", "index, writable=True", "index, writable=writable"),
-    "share.refs_are_reused_at_once": M("grant_table.py", "            self._free.append(ref)\n", "            self._free.insert(0, ref)\n"),
+    "share.refs_are_reused_at_once": M(
+        "grant_table.py", "            self._free.append(ref)\n", "            self._free.insert(0, ref)\n"
+    ),
     "share.sixteen_pages": M("embedded/memory.py", "length=parts[-1].length + PAGE_SIZE", "length=parts[-1].length"),
-    "share.views_pin_the_share": M("gntshr.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"),
+    "share.views_pin_the_share": M(
+        "gntshr.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"
+    ),
     "share.whole_limit": M("embedded/gntalloc.py", "        self.domain.linux.gntalloc_pages -= 1\n", ""),
     # The grant table, seen by dom0
     "table.console_and_xenstore": M(
-        "embedded/hypervisor.py", "_BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)", "_BUILDERS_REFS = (RESERVED_CONSOLE, 2)"
+        "embedded/hypervisor.py",
+        "_BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)",
+        "_BUILDERS_REFS = (RESERVED_CONSOLE, 2)",
     ),
     "table.guest_may_not": M("embedded/privcmd.py", "if not self.domain.privileged:", "if False:"),
     "table.live_table": M("embedded/grants.py", "_clear_status(granter, ref, abi.GTF_WRITING)", "pass"),
@@ -194,31 +244,53 @@ MUTATIONS: dict[str, Mutation] = {
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),
     "xenstore.closed_watch": M("xenstore.py", "            if self.closed:\n", "            if False:\n"),
     "xenstore.directory": M("embedded/xenstore_tree.py", "if name != _name_of(path))", "if name)"),
-    "xenstore.each_watch_its_events": M("xenstore_core.py", "self._watches.get(strings[1].decode", "next(iter(self._watches.values()), strings[1].decode"),
+    "xenstore.each_watch_its_events": M(
+        "xenstore_core.py",
+        "self._watches.get(strings[1].decode",
+        "next(iter(self._watches.values()), strings[1].decode",
+    ),
     "xenstore.hidden_nodes": M(
-        "embedded/xenstore_tree.py", "caller.rights(node) & right == right:", "(caller.rights(node) & right == right or right == Right.READ):"
+        "embedded/xenstore_tree.py",
+        "caller.rights(node) & right == right:",
+        "(caller.rights(node) & right == right or right == Right.READ):",
     ),
     "xenstore.introduced": M("embedded/xenstore_session.py", 'else b"F\\0"', 'else b"T\\0"'),
-    "xenstore.many_children": M("xenstore_core.py", "        if refusal.errno != errno.E2BIG:\n", "        if refusal.errno:\n"),
-    "xenstore.missing_node": M("xenstore_errors.py", "path=refusal.request.path", "path=None"),
-    "xenstore.node_size_quota": M("embedded/xenstore_tree.py", "node.size >= caller.quotas.node_size", "node.size >= 9999"),
-    "xenstore.others_may_not_write": M(
-        "embedded/xenstore_tree.py", "caller.rights(node) & right == right:", "(caller.rights(node) & right == right or right == Right.WRITE):"
+    "xenstore.many_children": M(
+        "xenstore_core.py", "        if refusal.errno != errno.E2BIG:\n", "        if refusal.errno:\n"
     ),
-    "xenstore.permissions": M("embedded/xenstore_session.py", "Right.READ).permissions)", "Right.READ).permissions[:1])"),
+    "xenstore.missing_node": M("xenstore_errors.py", "path=refusal.request.path", "path=None"),
+    "xenstore.node_size_quota": M(
+        "embedded/xenstore_tree.py", "node.size >= caller.quotas.node_size", "node.size >= 9999"
+    ),
+    "xenstore.others_may_not_write": M(
+        "embedded/xenstore_tree.py",
+        "caller.rights(node) & right == right:",
+        "(caller.rights(node) & right == right or right == Right.WRITE):",
+    ),
+    "xenstore.permissions": M(
+        "embedded/xenstore_session.py", "Right.READ).permissions)", "Right.READ).permissions[:1])"
+    ),
     "xenstore.read_and_write": M(
-        "embedded/xenstore_session.py", 'message.payload.partition(b"\\0")', 'message.payload.rstrip(b"\\xff").partition(b"\\0")'
+        "embedded/xenstore_session.py",
+        'message.payload.partition(b"\\0")',
+        'message.payload.rstrip(b"\\xff").partition(b"\\0")',
     ),
     "xenstore.relative_paths": _WRONG_HOME,
-    "xenstore.releases_are_for_dom0": M("xenstore_core.py", "        yield from _check_told_of_domains(path)\n", "        pass\n"),
+    "xenstore.releases_are_for_dom0": M(
+        "xenstore_core.py", "        yield from _check_told_of_domains(path)\n", "        pass\n"
+    ),
     "xenstore.transaction_aborted": M("embedded/xenstore_session.py", 'if message.payload == b"T\\0":', "if True:"),
     "xenstore.transaction_conflict": M(
-        "embedded/xenstore_tree.py", "is not accessed.before:\n                raise Refused(errno.EAGAIN)", "is not accessed.before:\n                pass"
+        "embedded/xenstore_tree.py",
+        "is not accessed.before:\n                raise Refused(errno.EAGAIN)",
+        "is not accessed.before:\n                pass",
     ),
     "xenstore.transaction_is_hidden": M("embedded/xenstore_session.py", "            view = found\n", ""),
     "xenstore.transaction_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.transactions", "> 9999"),
     "xenstore.watch_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.watches", "> 9999"),
-    "xenstore.watch_tells_at_once": M("embedded/xenstore_session.py", "            self.tell(watch, watch.path)\n", "            pass\n"),
+    "xenstore.watch_tells_at_once": M(
+        "embedded/xenstore_session.py", "            self.tell(watch, watch.path)\n", "            pass\n"
+    ),
     "xenstore.watch_tells_of_the_other": M(
         "embedded/xenstore_session.py", "path[self.shown_from :]", "self.path[self.shown_from :]"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,6 +54,7 @@ class FindWaits(Case):
 
     def granter(self, here: Here) -> None:
         here.hear("finding")
+        time.sleep(QUIET)
         with _share(here) as share, here.domain.advertise(share, PATH):
             equal(here.hear("found"), list(share.refs), "the refs found")
 
