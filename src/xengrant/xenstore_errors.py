@@ -78,12 +78,12 @@ def _quota(request: Request) -> Steps[str]:
     if request.operation == Operation.TRANSACTION_START:
         return (
             "this domain has as many xenstore transactions open as it may (10 by default): end those that are open, "
-            "or raise xenstored's quota in dom0 (xenstored --transaction)"
+            "or raise the quota in dom0: xenstore-control quota set transactions N"
         )
     if request.operation == Operation.WATCH:
         return _too_many_watches(request)
     if request.operation == Operation.SET_PERMS:
-        return f"{request.path} can have 5 permissions at most, the owner's among them (xenstored --perm-nb)"
+        return f"{request.path} can have 5 permissions at most, the owner's among them (xenstored's quota permissions)"
     if request.operation == Operation.TRANSACTION_END:
         return f"the transaction would make {_TOO_MANY_NODES}"
     if request.path is not None and request.operation in (Operation.WRITE, Operation.MKDIR):
@@ -96,7 +96,7 @@ def _size_or_count(request: Request, path: str) -> Steps[str]:
     if size + _NODE_OVERHEAD >= _NODE_SIZE:
         return (
             f"a value of {size} bytes at {path} is too long for a guest: value, permissions and children's names of a "
-            f"node stay below {_NODE_SIZE} bytes (xenstored --entry-size), so split it over several nodes"
+            f"node stay below {_NODE_SIZE} bytes (xenstored's quota node-size), so split it over several nodes"
         )
     parent = path.rpartition("/")[0]
     try:
@@ -107,21 +107,21 @@ def _size_or_count(request: Request, path: str) -> Steps[str]:
     if listed + len(path) - len(parent) + _NODE_OVERHEAD >= _NODE_SIZE:
         return (
             f"{parent} has no room for another child: the names of its {len(names)} children take {listed} bytes, and "
-            f"a node's size stays below {_NODE_SIZE} (xenstored --entry-size): use shorter names or more levels"
+            f"a node's size stays below {_NODE_SIZE} (xenstored's quota node-size): use shorter names or more levels"
         )
     return f"{path} would be {_TOO_MANY_NODES}"
 
 
 _TOO_MANY_NODES = (
     "one node too many: this domain has reached its quota of nodes in xenstore (1000 by default; 1024 in one "
-    "transaction). Remove some, or raise it in dom0 (xenstored --entry-nb)"
+    "transaction). Remove some, or raise it in dom0: xenstore-control quota set nodes N"
 )
 
 
 def _too_many_watches(request: Request) -> str:
     return (
-        f"no watch on {request.path}: this domain has as many as it may (128 by default). Close some, or raise "
-        "xenstored's quota in dom0 (xenstored --watch-nb)"
+        f"no watch on {request.path}: this domain has as many as it may (128 by default). Close some, or raise the "
+        "quota in dom0: xenstore-control quota set watches N"
     )
 
 

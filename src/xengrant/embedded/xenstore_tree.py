@@ -42,7 +42,11 @@ _RIGHTS = {"n": Right.NONE, "r": Right.READ, "w": Right.WRITE, "b": Right.READ |
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """What an unprivileged domain may have: xenstored's defaults."""
+    """What an unprivileged domain may have: xenstored's defaults.
+
+    Of xenstored's others, 20 outstanding requests are the back-pressure of `XenStored.connect` here; memory and the
+    rate of writes are not limited.
+    """
 
     nodes: int = 1000
     watches: int = 128
