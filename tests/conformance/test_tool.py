@@ -1,0 +1,84 @@
+"""`xengrant selftest` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from xengrant.embedded import Machine
+from xengrant.testing import all_cases
+
+TOOL = [sys.executable, "-m", "xengrant"]
+
+
+def selftest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TOOL, "selftest", *arguments], capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """A machine with agents in domains 1 and 2, for a runner in dom0."""
+    with Machine() as machine, ExitStack() as stack:
+        for domid in (1, 2):
+            machine.create(domid)
+            agent = subprocess.Popen(
+                [*TOOL, "selftest", "--agent", "--url", machine.url(domid)], stderr=subprocess.DEVNULL
+            )
+            stack.callback(agent.wait)
+            stack.callback(agent.kill)
+        yield machine
+
+
+def test_alone_it_runs_on_a_machine_of_its_own_with_both_lifetimes() -> None:
+    done = selftest("-k", "munmap_alone")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:-1]] == ["passed  lifetime.munmap_alone"] * 2
+    assert lines[-1] == "2 passed, 0 failed, 0 skipped"
+
+
+def test_with_a_peer_its_agent_runs_the_other_halves(machine: Machine) -> None:
+    done = selftest("--url", machine.url(0), "--peer", "1", "-k", "share.close", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *results, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [result["case"] for result in results] == [
+        "share.close_revokes",
+        "share.close_twice",
+        "share.closed_interface",
+    ]
+    assert {result["outcome"] for result in results} == {"passed"}
+    assert {result["machine"] for result in results} == {"embedded machine, PV, dom0 and a guest"}
+    assert last == {"summary": "3 passed, 0 failed, 0 skipped"}
+
+
+def test_what_it_cannot_do_it_skips_and_says_why(machine: Machine) -> None:
+    done = selftest("--url", machine.url(0), "--peer", "1", "-k", "destroyed")
+    assert done.returncode == 0
+    assert "only dom0's toolstack destroys a domain" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 passed, 0 failed, 2 skipped"
+
+
+def test_it_destroys_domains_that_it_was_given(machine: Machine) -> None:
+    command = shlex.join([*TOOL, "machine", "destroy", "--dir", machine.directory]) + " {domid}"
+    victims = ["--victim", "1", "--victim", "2"]
+    done = selftest("--url", machine.url(0), "--peer", "1", "-k", "destroyed", "--destroy-command", command, *victims)
+    assert done.stdout.splitlines()[-1] == "2 passed, 0 failed, 0 skipped", done.stdout + done.stderr
+
+
+def test_it_lists_every_case() -> None:
+    done = selftest("--list", "--json")
+    listed = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [entry["case"] for entry in listed] == [case.name for case in all_cases() if "bad_cases" not in case.name]
+    assert all(entry["title"] and entry["source"] for entry in listed)
+
+
+def test_a_pattern_that_nothing_has_is_an_error() -> None:
+    done = selftest("-k", "no such thing")
+    assert done.returncode == 1
+    assert "no such thing" in done.stderr
