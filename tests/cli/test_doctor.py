@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+from xengrant import cli
 from xengrant.embedded import Machine
 
 from .shell import User
+from .test_host import XEN, tree
 
 Users = Callable[[int], User]
 
@@ -62,6 +67,24 @@ def test_what_does_not_work_is_named_with_its_reason(user: Users, machine: Machi
     [missing] = [finding for finding in found["findings"] if finding["status"] == "MISSING"]
     assert missing["name"] == "share"
     assert "the limit of gntalloc is 0 pages" in missing["text"]
+
+
+def test_in_dom0_without_its_devices_it_names_each_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    dom0 = {"sys/hypervisor/guest_type": "PV", "proc/xen/capabilities": "control_d", "dev/xen/evtchn": ""}
+    tree(tmp_path, XEN | dom0)
+    monkeypatch.setattr("xengrant.cli.doctor._ROOT", tmp_path)
+    monkeypatch.setattr("xengrant.devices.kernel.DIRECTORY", tmp_path / "nothing")
+    assert cli.main(["doctor", "--url", "xen:", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["usable"], set(found["works"].values())) == ("dom0", False, {False})
+    findings = {(finding["topic"], finding["name"]): finding for finding in found["findings"]}
+    assert findings["machine", "kind"]["text"] == "dom0 of Xen 4.17.3, PV"
+    assert findings["device", "evtchn"]["status"] == "ok"
+    assert findings["device", "gntalloc"]["remedy"] == "modprobe xen-gntalloc"
+    assert findings["device", "gntdev"]["remedy"] == "modprobe xen-gntdev"
+    assert "/nothing/gntalloc is not there" in findings["try", "share"]["text"]
 
 
 def test_a_machine_that_is_gone_is_no_traceback(nobody: User) -> None:

@@ -56,6 +56,8 @@ def test_a_device_file_tells_who_may_open_it_and_where_its_driver_is(tmp_path: P
     assert text.startswith("-rw-rw---- ")
     assert text.endswith(", module xen-gntdev")
     assert host.device_file(tmp_path, "gntalloc", "xen-gntalloc") is None
+    tree(tmp_path, {"dev/xen/xenbus": ""})
+    assert str(host.device_file(tmp_path, "xenbus", None)).endswith(", built into the kernel")
 
 
 def test_pages_that_processes_map_are_counted(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from xengrant.xenstore import XenStore
 NAME = "doctor"
 HELP = "what this machine can do, and what to do about the rest"
 
+_ROOT = Path("/")
+_DEVICES = ("gntalloc", "gntdev", "evtchn", "xenbus", "privcmd")
 _SECONDS = 5.0  # for each try: a device can wait for a xenstored that is not there
 _MARKS = {"ok": "green", "note": "cyan", "warn": "yellow", "MISSING": "red"}
 
@@ -90,7 +92,7 @@ class _Machine:
 
     @classmethod
     def of(cls, domain: xengrant.Domain) -> _Machine:
-        here = host.look(Path("/"), mmap.PAGESIZE)
+        here = host.look(_ROOT, mmap.PAGESIZE)
         return cls(domain.url, here.kind if domain.url == "xen:" else "embedded", here)
 
 
@@ -162,13 +164,16 @@ def _devices(machine: _Machine) -> Iterator[Finding]:
     """The files; whether they work is tried afterwards."""
     if machine.kind == "embedded":
         return
-    for name, module in MODULES.items():
-        text = host.device_file(Path("/"), name, module)
+    for name in _DEVICES:
+        module = MODULES.get(name)
+        text = host.device_file(_ROOT, name, module)
         if text is not None:
             yield Finding("device", name, "ok", text)
+        elif name == "privcmd":
+            yield Finding("device", name, "note", "no /dev/xen/privcmd, which only dom0 can use")
         else:
-            remedy = "for dom0 only" if name == "privcmd" else f"modprobe {module}"
-            yield Finding("device", name, "note" if name == "privcmd" else "MISSING", f"no /dev/xen/{name}", remedy)
+            remedy = f"modprobe {module}" if module else "use a kernel that has it, or the host's /dev/xen"
+            yield Finding("device", name, "MISSING", f"no /dev/xen/{name}", remedy)
 
 
 def _tries(domain: xengrant.Domain) -> Iterator[Finding]:
@@ -255,7 +260,7 @@ def _parameter(domain: xengrant.Domain, module: str, name: str) -> str | None:
 def _used(machine: _Machine, device: str) -> str:
     if machine.kind == "embedded":
         return ""
-    pages = host.mapped_pages(Path("/"), device)
+    pages = host.mapped_pages(_ROOT, device)
     users = sorted(pages, key=lambda user: -pages[user])[:3]
     if not users:
         return ""

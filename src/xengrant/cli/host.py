@@ -34,7 +34,7 @@ def look(root: Path, page_size: int) -> Host:
     return Host(_kind(root, guest_type), guest_type, _xen_version(root), page_size)
 
 
-def device_file(root: Path, name: str, module: str) -> str | None:
+def device_file(root: Path, name: str, module: str | None) -> str | None:
     """/dev/xen/`name`: who may open it and where its driver is; None where there is no such file."""
     try:
         status = (root / "dev/xen" / name).stat()
@@ -42,9 +42,9 @@ def device_file(root: Path, name: str, module: str) -> str | None:
         return None
     except OSError:
         return "in a directory that this user may not enter"
-    loaded = (root / "sys/module" / module.replace("-", "_")).is_dir()
+    loaded = module is not None and (root / "sys/module" / module.replace("-", "_")).is_dir()
     owner, group = _name_of(pwd.getpwuid, status.st_uid), _name_of(grp.getgrgid, status.st_gid)
-    return f"{filemode(status.st_mode)} {owner}:{group}, {'module ' if loaded else 'built in, not module '}{module}"
+    return f"{filemode(status.st_mode)} {owner}:{group}, {f'module {module}' if loaded else 'built into the kernel'}"
 
 
 def mapped_pages(root: Path, device: str) -> dict[str, int]:
