@@ -244,13 +244,24 @@ def test_a_port_closed_by_many_threads_is_unbound_once(
     """Else the second one unbinds whatever was bound under the number meanwhile."""
     port = channels.bind_unbound(7)
     together = threading.Barrier(8)
+    passed: list[object] = []
+    lock = channels._lock
 
-    def close() -> None:
-        together.wait(LONG)
-        port.close()
+    class Gate:
+        """All have seen the port open before the first one closes it."""
 
-    for closing in [pool.submit(close) for _ in range(8)]:
+        def __enter__(self) -> None:
+            together.wait(LONG)
+            lock.__enter__()
+
+        def __exit__(self, *exc: object) -> None:
+            passed.append(self)
+            lock.__exit__(None, None, None)
+
+    channels._lock = cast(Any, Gate())
+    for closing in [pool.submit(port.close) for _ in range(8)]:
         closing.result(LONG)
+    assert len(passed) == 8
     assert system.journal.count("UNBIND") == 1
 
 

@@ -1,0 +1,63 @@
+"""Fixtures of every test that wants domains: an embedded machine, two domains of it, and a look for what is left.
+
+Folders whose tests need another machine have a `machine` of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+import xengrant
+from xengrant.embedded import Machine
+
+LONG = 20.0  # seconds; no test comes near it
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("xengrant", deadline=None)
+settings.load_profile("xengrant")
+
+
+def eventually(holds: Callable[[], bool], message: Callable[[], str]) -> None:
+    """Ask, yielding the processor, until it holds."""
+    deadline = time.monotonic() + LONG
+    while not holds():
+        assert time.monotonic() < deadline, message()
+        os.sched_yield()
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """An embedded machine with domains 0, 1 and 2.
+
+    When the test is over everything must have been given back, and the threads that it started be gone.
+    """
+    threads = set(threading.enumerate())
+    with Machine(reclaim_interval=0.01) as machine:
+        machine.create(1)
+        machine.create(2)
+        yield machine
+        eventually(lambda: not machine.leaks(), lambda: f"still in use: {machine.leaks()}")
+    left = set(threading.enumerate()) - threads
+    for thread in left:
+        thread.join(LONG)
+        assert not thread.is_alive(), f"a thread was left behind: {thread}"
+
+
+@pytest.fixture
+def granter(machine: Machine) -> Iterator[xengrant.Domain]:
+    """Domain 1."""
+    with xengrant.connect(machine.url(1)) as domain:
+        yield domain
+
+
+@pytest.fixture
+def mapper(machine: Machine) -> Iterator[xengrant.Domain]:
+    """Domain 2."""
+    with xengrant.connect(machine.url(2)) as domain:
+        yield domain
