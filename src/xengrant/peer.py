@@ -144,10 +144,14 @@ class Peer(_BasePeer):
         """Stop watching; whoever waits gets `InterfaceClosed`. A second time does nothing."""
         if self._failure is None:
             self._failure = self._was_closed()
-        if self._store is not None:
-            self._store.close()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._store is not None and self._store.closed:  # ended, or forked: then the lock may be held for ever
+            return
+        with self._changed:
+            store, thread = self._store, self._thread
+        if store is not None:
+            store.close()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def __enter__(self) -> Self:
         return self

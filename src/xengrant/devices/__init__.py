@@ -108,7 +108,7 @@ class System(abc.ABC):
 def open_system(url: str) -> System:
     """The system that `url` names: ``xen:`` or ``embedded:DIRECTORY?domid=N``."""
     scheme, _, rest = url.partition(":")
-    if scheme == "xen" and not rest:
+    if url == "xen:":
         from xengrant.devices.kernel import KernelSystem
 
         return KernelSystem()

@@ -216,6 +216,8 @@ def _kernel_messages() -> Iterable[tuple[float, str]]:
                 continue
             except OSError:
                 return
+            if not record:
+                return
             found = re.match(rb"\d+,\d+,(\d+),[^;]*;([^\n]*)", record)
             if found:
                 yield int(found[1]) / 1e6, found[2].decode(errors="replace")
