@@ -157,7 +157,7 @@ def test_well_formed_nonsense(machine: Machine, device: str) -> None:
         elif kind is Kind.MUNMAP:
             body = wire.pack_munmap([number(9), number(9)])
         else:
-            body = wire.pack_prepare(number(0xFFFFFFFF))
+            body = wire.pack_prepare(number(9), number(0xFFFFFFFF))
         client._request(kind, body).close_fds()
     assert not client.dead
     client.close()

@@ -13,6 +13,8 @@ FLAG_WRITABLE = 1
 _ALLOC = Struct("<HHIQ")  # domid, flags, count, index (out); then the refs (out), u32 each
 _DEALLOC = Struct("<QI4x")  # index, count
 
+INDEX_AT = 8  # of the index in ALLOC's argument
+
 # The kernel copies sizeof(struct) back even for one ref.
 _ALLOC_SIZEOF = 24
 

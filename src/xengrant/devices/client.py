@@ -11,25 +11,31 @@ import os
 import socket
 import stat
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind
 from xengrant.errors import InterfaceUnavailable
 
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
-_RECEIVE = 1 << 20
+_RECEIVE_LEAST, _RECEIVE_MOST = 1 << 12, 1 << 20
 
 
-class Reply(NamedTuple):
-    result: int
-    body: bytes
-    fds: list[int]
+class Reply:
+    """What the machine answered. Descriptors that nobody took are closed with it."""
+
+    def __init__(self, result: int, body: bytes, fds: list[int]) -> None:
+        self.result = result
+        self.body = body
+        self.fds = fds
 
     def close_fds(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.fds.clear()
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def __del__(self) -> None:
+        if "fds" in self.__dict__:  # else a signal handler broke off __init__
+            self.close_fds()
 
 
 class DescriptorsLostError(OSError):
@@ -38,6 +44,51 @@ class DescriptorsLostError(OSError):
     def __init__(self, result: int) -> None:
         super().__init__(errno.EMFILE, "this process has no descriptors left: raise RLIMIT_NOFILE")
         self.result = result
+
+
+class _Exchange:
+    """One request and its reply, which a signal handler may break off anywhere and `finish` go on with.
+
+    Python runs signal handlers between two steps of its own, so what a system call returned could be lost before it is
+    stored. Here `list.extend` of a `map` calls and stores in one step.
+    """
+
+    def __init__(self, request: bytes) -> None:
+        self._request = memoryview(request)
+        self._sent: list[int] = []
+        self._received: list[tuple[bytes, list[tuple[int, int, bytes]], int, object]] = []
+        self._fds: list[int] | None = None
+
+    def finish(self, sock: socket.socket) -> tuple[Reply, bool]:
+        """The reply, and whether all its descriptors came; `EOFError`, `ConnectionError` or `MalformedError`.
+
+        A second time it is the same again.
+        """
+        while (sent := sum(self._sent)) < len(self._request):
+            self._sent.extend(map(sock.send, (self._request[sent:],), (socket.MSG_NOSIGNAL,)))
+        data = self._receive(sock, wire.REPLY.size)
+        length, result, count = wire.REPLY.unpack_from(data)
+        if length > wire.MAX_BODY:
+            raise wire.MalformedError(f"a reply of {length} bytes")
+        end = wire.REPLY.size + length
+        data = self._receive(sock, end + max(0, -(-count // wire.FDS_PER_BATCH) - 1))
+        complete = sum(len(wire.received(ancillary)) for _, ancillary, *_ in self._received) == count
+        return Reply(result, data[wire.REPLY.size : end], self.descriptors()), complete
+
+    def descriptors(self) -> list[int]:
+        """Those that came and were not taken or closed."""
+        if self._fds is None:
+            self._fds = [fd for _, ancillary, *_ in self._received for fd in wire.received(ancillary)]
+        return self._fds
+
+    def _receive(self, sock: socket.socket, length: int) -> bytes:
+        """At least the first `length` bytes of the reply; descriptors come along."""
+        while (missing := length - sum(len(data) for data, *_ in self._received)) > 0:
+            room = min(max(missing, _RECEIVE_LEAST), _RECEIVE_MOST)
+            self._received.extend(map(sock.recvmsg, (room,), (_ANCILLARY,), (socket.MSG_CMSG_CLOEXEC,)))
+            if not self._received[-1][0]:
+                raise EOFError
+        return b"".join(data for data, *_ in self._received)
 
 
 class Client:
@@ -52,10 +103,7 @@ class Client:
         self.sock = _connect(directory)
         self.dead = False  # the machine has hung up
         self.closed = False
-        self._unsent = memoryview(b"")
-        self._owed = False  # a reply is still to come
-        self._inbox = bytearray()
-        self._fds: list[int] = []
+        self._exchange: _Exchange | None = None  # what was begun and not finished
         try:
             hello = self._request(Kind.HELLO, wire.pack_hello(domid, device, kernel=kernel))
         except BaseException:
@@ -77,9 +125,9 @@ class Client:
     def close(self) -> None:
         self.closed = self.dead = True
         self.sock.close()
-        for fd in self._fds:
+        exchange, self._exchange = self._exchange, None
+        for fd in exchange.descriptors() if exchange else ():
             os.close(fd)
-        self._fds.clear()
 
     def gone(self) -> InterfaceUnavailable:
         """The error that says that the machine hung up."""
@@ -92,39 +140,17 @@ class Client:
         if self.dead:
             raise self.gone()
         try:
-            if self._owed:
-                self._finish().close_fds()
-            self._unsent, self._owed = memoryview(wire.pack_request(kind, body)), True
-            return self._finish()
+            if self._exchange is not None:
+                self._exchange.finish(self.sock)
+            self._exchange = _Exchange(wire.pack_request(kind, body))
+            reply, complete = self._exchange.finish(self.sock)
         except (ConnectionError, EOFError, wire.MalformedError):
             self.dead = True
             raise self.gone() from None
-
-    def _finish(self) -> Reply:
-        while self._unsent:
-            self._unsent = self._unsent[self.sock.send(self._unsent, socket.MSG_NOSIGNAL) :]
-        self._receive(wire.REPLY.size)
-        length, result, count = wire.REPLY.unpack_from(self._inbox)
-        if length > wire.MAX_BODY:
-            raise wire.MalformedError(f"a reply of {length} bytes")
-        end = wire.REPLY.size + length
-        self._receive(end + max(0, -(-count // wire.FDS_PER_BATCH) - 1))
-        reply = Reply(result, bytes(self._inbox[wire.REPLY.size : end]), self._fds)
-        self._inbox, self._fds, self._owed = bytearray(), [], False
-        if len(reply.fds) != count:
-            reply.close_fds()
-            raise DescriptorsLostError(result)
+        self._exchange = None
+        if not complete:
+            raise DescriptorsLostError(reply.result)
         return reply
-
-    def _receive(self, length: int) -> None:
-        """Have `length` bytes of the reply; descriptors come along."""
-        while len(self._inbox) < length:
-            wanted = min(length - len(self._inbox), _RECEIVE)
-            data, ancillary, _, _ = self.sock.recvmsg(wanted, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-            self._fds += wire.received(ancillary)
-            if not data:
-                raise EOFError
-            self._inbox += data
 
 
 def ask(directory: str, operation: str, **arguments: Any) -> Any:

@@ -91,14 +91,19 @@ class _Place(NamedTuple):
 
 
 class _Unmapped:
-    """What a mapping calls when its memory is gone: tells the device, then whoever asked for the mapping."""
+    """What a mapping calls when its memory is gone: tells the device, then whoever asked for the mapping.
 
-    __slots__ = ("callback", "cookie", "device")
+    `later`: the machine is told with the next request. So is undone what failed or was interrupted, since a machine
+    that does not answer must not keep anybody from giving up.
+    """
+
+    __slots__ = ("callback", "cookie", "device", "later")
 
     def __init__(self, device: SocketDevice, cookie: int, callback: Callable[[], None] | None) -> None:
         self.device = device
         self.cookie = cookie
         self.callback = callback
+        self.later = False
 
     def __call__(self) -> None:
         self.device.unmapped(self)
@@ -127,7 +132,7 @@ class SocketDevice(Device):
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
         self._check_open()
-        return self._ioctl(request, arg, pointers)[0]
+        return self._ioctl(request, arg, pointers)[0].result
 
     def mmap(
         self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
@@ -143,8 +148,8 @@ class SocketDevice(Device):
             finally:
                 reply.close_fds()
         except BaseException:
-            # Also when the machine has mapped it and we have not: it ignores a cookie that it does not know.
-            notice.callback = None
+            # The machine may have mapped it and we have not; a cookie that it does not know it ignores.
+            notice.callback, notice.later = None, True
             notice()
             raise
         return mapping
@@ -189,21 +194,19 @@ class SocketDevice(Device):
     def unmapped(self, notice: _Unmapped) -> None:
         """A mapping is gone; its `_Unmapped` calls this."""
         self._unmapped.append(notice)
+        if notice.later:
+            return
         if not wire.is_serving():
             self._flush()
         else:  # a finalizer in the machine's own thread, which cannot wait for itself
             with contextlib.suppress(RuntimeError):
                 threading.Thread(target=self._flush, name="xengrant-unmap", daemon=True).start()
 
-    def _ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer]) -> tuple[int, bytes, list[int]]:
-        """Do it at the machine: (result, what came behind the argument, descriptors)."""
+    def _ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer]) -> tuple[Reply, bytes]:
+        """Do it at the machine: the reply, and what came behind the argument and the pointers' bytes."""
         cookies = {place.address: cookie for cookie, place in list(self._live.items()) if place} if pointers else {}
         reply = self.request(Kind.IOCTL, _gather(request, arg, pointers, cookies))
-        try:
-            return reply.result, _scatter(reply.body, arg, pointers), reply.fds
-        except BaseException:
-            reply.close_fds()
-            raise
+        return reply, _scatter(reply.body, arg, pointers)
 
     def _notice(self, callback: Callable[[], None] | None) -> _Unmapped:
         notice = _Unmapped(self, next(self._cookies), callback)
@@ -218,34 +221,38 @@ class SocketDevice(Device):
 
         That one looks again after it let go of the lock, so nothing is left behind.
         """
-        while (self._unmapped or self._is_over()) and self._lock.acquire(blocking=False):
+        while self._unmapped or self._is_over():
+            acquired: list[bool] = []
+            told: list[_Unmapped] = []
             try:
+                acquired.extend(map(self._lock.acquire, (False,)))  # one step, see client._Exchange
+                if not acquired[0]:
+                    return
                 told = self._tell()
                 if self._is_over():
                     self._release()
             finally:
-                self._lock.release()
-            self._call_back(told)
+                if acquired and acquired[0]:
+                    self._lock.release()
+                self._call_back(told)
 
     def _tell(self) -> list[_Unmapped]:
         """Send one MUNMAP for all that is queued; holding the lock."""
-        told = [self._unmapped.popleft() for _ in range(len(self._unmapped))]
+        told = list(self._unmapped)
         if told:
-            try:
-                with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
-                    self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))
-            except BaseException:
-                self._unmapped.extendleft(reversed(told))
-                raise
+            with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
+                self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))
             for notice in told:
                 self._live.pop(notice.cookie, None)
+                self._unmapped.popleft()  # others only append
         return told
 
     def _call_back(self, told: list[_Unmapped]) -> None:
         for notice in told:
-            if notice.callback is not None and not self._client.dead:
+            callback, notice.callback = notice.callback, None
+            if callback is not None and not self._client.dead:
                 with contextlib.suppress(InterfaceUnavailable):
-                    notice.callback()
+                    callback()
 
     def _is_over(self) -> bool:
         """Whether the last reference is gone."""
@@ -290,12 +297,10 @@ class GntallocDevice(SocketDevice):
         try:
             with contextlib.suppress(OSError):  # ALLOC itself will say what is wrong
                 mapping = self._prepare(count, notice)
-            result = super().ioctl(gntalloc.ALLOC_GREF, arg)
+            result = self._alloc(arg, notice.cookie)
         except BaseException:
-            if mapping is None:
-                notice()
-            else:
-                mapping.close()
+            notice.later = True
+            (notice if mapping is None else mapping.close)()
             raise
         if mapping is None:
             notice()
@@ -303,8 +308,15 @@ class GntallocDevice(SocketDevice):
             self._mapped[gntalloc.alloc_result(arg, 1)[0]] = mapping, notice
         return result
 
+    def _alloc(self, arg: bytearray, cookie: int) -> int:
+        """ALLOC of the memory that was prepared under `cookie`."""
+        named = (0, gntalloc.INDEX_AT, Direction.MAP, 8, wire.pack_cookie(cookie))
+        reply = self.request(Kind.IOCTL, wire.pack_ioctl(gntalloc.ALLOC_GREF, arg, [named]))
+        _scatter(reply.body, arg, ())
+        return reply.result
+
     def _prepare(self, count: int, notice: _Unmapped) -> Mapping:
-        reply = self.request(Kind.PREPARE, wire.pack_prepare(count))
+        reply = self.request(Kind.PREPARE, wire.pack_prepare(notice.cookie, count))
         try:
             return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=True, unmapped=notice)
         finally:
@@ -356,14 +368,13 @@ class PrivcmdDevice(SocketDevice):
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
         self._check_open()
         targets = [pointer.target for pointer in pointers if pointer.direction == "map"]
-        result, rest, fds = self._ioctl(request, arg, pointers)
+        reply, rest = self._ioctl(request, arg, pointers)
         try:
             if targets and isinstance(targets[0], Mapping):
-                replace_pages(targets[0], wire.unpack_parts(rest, fds))
+                replace_pages(targets[0], wire.unpack_parts(rest, reply.fds))
         finally:
-            for fd in fds:
-                os.close(fd)
-        return result
+            reply.close_fds()
+        return reply.result
 
     def _map(self, reply: Reply, place: _Place, writable: bool, notice: _Unmapped) -> Mapping:
         fd = os.memfd_create("xengrant-privcmd", os.MFD_CLOEXEC)
@@ -383,7 +394,7 @@ def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: 
         if isinstance(target, Mapping):
             if pointer.direction != "map" or target.address not in cookies:
                 raise OSError(errno.EINVAL, "the address is no mapping of this file")
-            data = wire.pack_munmap([cookies[target.address]])
+            data = wire.pack_cookie(cookies[target.address])
             length = len(data)
         else:
             length = memoryview(target).nbytes

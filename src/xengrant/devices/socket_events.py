@@ -111,20 +111,18 @@ class EvtchnDevice(SocketDevice):
 
     def _bind(self, request: int, arg: bytearray) -> int:
         try:
-            number, _, fds = self._ioctl(request, arg, ())
+            reply, _ = self._ioctl(request, arg, ())
         except DescriptorsLostError as error:
             super().ioctl(abi.UNBIND, abi.pack_word(error.result))
             raise
-        own, other = fds
         with self._table:
-            if self.closed:
-                os.close(own)
-                os.close(other)
-                self._check_open()
-            self._ports[number] = own, other
-            self._numbers[own] = number
+            self._check_open()
+            own, other = reply.fds
             self._epoll.register(own, _ARMED)
-        return number
+            self._ports[reply.result] = own, other
+            self._numbers[own] = reply.result
+            reply.fds.clear()  # they are the port's now
+        return reply.result
 
     def _drop(self, number: int) -> None:
         with self._table:

@@ -43,7 +43,7 @@ class Kind(IntEnum):
     IOCTL = 2
     MMAP = 3
     MUNMAP = 4
-    PREPARE = 5  # memory for the next read-only ALLOC, to be mapped before it is sealed
+    PREPARE = 5  # memory for a read-only ALLOC, which names it by a "map" pointer at its index, once it is mapped
     RELEASE = 6  # the last reference to the file is gone
     CONTROL = 7  # JSON both ways
 
@@ -66,7 +66,7 @@ _IOCTL = Struct("<III")  # request, length of argument, pointers; then the argum
 _POINTER = Struct("<IIIB3x")  # holder (0 the argument, i the target of pointer i - 1), at, length, direction
 _MMAP = Struct("<QQQB7x")  # cookie, length, offset, flags
 _COOKIE = Struct("<Q")
-_PREPARE = Struct("<I")  # pages
+_PREPARE = Struct("<QI4x")  # cookie of the mapping, pages
 _PART = Struct("<I4xQQ")  # which descriptor of the reply, offset, length
 
 HELLO_KERNEL = 1
@@ -223,13 +223,23 @@ def unpack_munmap(body: bytes) -> list[int]:
     return [cookie for (cookie,) in _COOKIE.iter_unpack(body)]
 
 
-def pack_prepare(pages: int) -> bytes:
-    return _PREPARE.pack(pages)
+def pack_cookie(cookie: int) -> bytes:
+    return _COOKIE.pack(cookie)
 
 
-def unpack_prepare(body: bytes) -> int:
-    pages: int = _unpack_whole(_PREPARE, body)[0]
-    return pages
+def unpack_cookie(data: bytes | bytearray) -> int:
+    """The cookie that a "map" pointer points to; 0, which names none, where it is none."""
+    return int.from_bytes(data, "little") if len(data) == _COOKIE.size else 0
+
+
+def pack_prepare(cookie: int, pages: int) -> bytes:
+    return _PREPARE.pack(cookie, pages)
+
+
+def unpack_prepare(body: bytes) -> tuple[int, int]:
+    """(cookie, pages)."""
+    cookie, pages = _unpack_whole(_PREPARE, body)
+    return cookie, pages
 
 
 def pack_parts(parts: Sequence[Part]) -> tuple[bytes, list[int]]:

@@ -167,7 +167,7 @@ class Connection:
                 file.unmap(cookie)
             self._answer(Answer())
         elif kind is Kind.PREPARE:
-            self._answer(file.prepare(wire.unpack_prepare(body)))
+            self._answer(file.prepare(*wire.unpack_prepare(body)))
         else:
             self._file = None
             file.release()

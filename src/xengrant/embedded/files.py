@@ -56,7 +56,7 @@ class File(abc.ABC):
     def mmap(self, length: int, offset: int, *, writable: bool) -> tuple[Vma, Answer]:
         raise fault(errno.ENODEV, "this device cannot be mapped")
 
-    def prepare(self, pages: int) -> Answer:
+    def prepare(self, cookie: int, pages: int) -> Answer:
         raise fault(errno.ENOTTY, "only gntalloc has memory to prepare")
 
     def map(self, cookie: int, length: int, offset: int, *, writable: bool) -> Answer:

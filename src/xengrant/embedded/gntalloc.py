@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xengrant.abi import gntalloc as abi
 from xengrant.abi.unmap_notify import CLEAR_BYTE, SEND_EVENT, unpack_notify
 from xengrant.abi.xen import PAGE_SIZE
+from xengrant.devices import wire
 from xengrant.devices.wire import Ioctl, Part
 from xengrant.embedded.event_channels import Port
 from xengrant.embedded.files import Answer, File, Vma, fault
@@ -22,6 +23,9 @@ from xengrant.embedded.memory import Memory, Page, parts_of
 if TYPE_CHECKING:
     from xengrant.embedded.domain import Domain
     from xengrant.embedded.hypervisor import Hypervisor
+
+# Pieces of memory that one file may have prepared and not yet granted: as many threads in ALLOC at once.
+_MAX_PREPARED = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -51,23 +55,32 @@ class Gntalloc(File):
         super().__init__(hypervisor, domain)
         self._grefs: dict[int, Gref] = {}
         self._index = 0  # of the next ALLOC: never reused
-        self._prepared: Memory | None = None
+        self._prepared: dict[int, Memory] = {}  # by the cookie of the owner's mapping
 
     def ioctl(self, call: Ioctl) -> Answer:
         if call.request == abi.ALLOC_GREF:
-            return self._alloc(call.arg)
+            prepared = call.index().get((0, abi.INDEX_AT))
+            return self._alloc(call.arg, wire.unpack_cookie(prepared.data) if prepared else 0)
         if call.request == abi.DEALLOC_GREF:
             return self._dealloc(*abi.unpack_dealloc(call.arg))
         if call.request == abi.SET_UNMAP_NOTIFY:
             return self._set_notify(*unpack_notify(call.arg))
         raise OSError(errno.ENOTTY, "gntalloc has no such ioctl")
 
-    def prepare(self, pages: int) -> Answer:
-        """Memory for the next read-only ALLOC, which the client maps before ALLOC seals it."""
+    def prepare(self, cookie: int, pages: int) -> Answer:
+        """Memory for a read-only ALLOC, which the client maps before ALLOC seals it."""
         self._check_limit(pages)
-        self._drop_prepared()
-        self._prepared = _new_memory(pages, self.domain.domid, reserve=True)
-        return Answer(parts=[Part(self._prepared.fd, 0, self._prepared.length)])
+        if len(self._prepared) >= _MAX_PREPARED or pages == 0:
+            raise fault(errno.ENOMEM, f"{_MAX_PREPARED} pieces of memory are prepared already")
+        self.unmap(cookie)
+        memory = self._prepared[cookie] = _new_memory(pages, self.domain.domid, reserve=True)
+        return Answer(parts=[Part(memory.fd, 0, memory.length)])
+
+    def unmap(self, cookie: int) -> None:
+        memory = self._prepared.pop(cookie, None)
+        if memory is not None:
+            memory.close()
+        super().unmap(cookie)
 
     def mmap(self, length: int, offset: int, *, writable: bool) -> tuple[Vma, Answer]:
         grefs = self._find(offset, -(-length // PAGE_SIZE))
@@ -94,7 +107,7 @@ class Gntalloc(File):
         self._grefs.clear()
         self._drop_prepared()
 
-    def _alloc(self, arg: bytearray) -> Answer:
+    def _alloc(self, arg: bytearray, prepared: int) -> Answer:
         domid, flags, count = abi.unpack_alloc(arg)
         self._check_limit(count)
         if len(arg) < len(abi.pack_alloc(0, 0, count)):
@@ -105,7 +118,7 @@ class Gntalloc(File):
         self._index += count * PAGE_SIZE  # spent even if what follows fails
         writable = bool(flags & abi.FLAG_WRITABLE)
         try:
-            grefs = self._grant(domid, count, writable=writable)
+            grefs = self._grant(domid, count, prepared, writable=writable)
         except OSError:
             linux.gntalloc_pages -= count
             raise
@@ -113,11 +126,11 @@ class Gntalloc(File):
         abi.fill_alloc(arg, index, [gref.ref for gref in grefs])
         return Answer()
 
-    def _grant(self, domid: int, count: int, *, writable: bool) -> list[Gref]:
+    def _grant(self, domid: int, count: int, prepared: int, *, writable: bool) -> list[Gref]:
         """`count` new pages, each granted; all or none."""
         if count == 0:
             return []  # Linux lets it succeed
-        memory = self._memory(count, writable=writable)
+        memory = _new_memory(count, self.domain.domid) if writable else self._sealed_memory(count, prepared)
         pages = self.hypervisor.frames.add(memory, self.domain.domid)
         self.domain.pages.update(pages)
         linux = self.domain.linux
@@ -133,14 +146,12 @@ class Gntalloc(File):
             grefs.append(Gref(page, ref))
         return grefs
 
-    def _memory(self, count: int, *, writable: bool) -> Memory:
-        if writable:
-            return _new_memory(count, self.domain.domid)
-        memory, self._prepared = self._prepared, None
-        if memory is None or memory.length != count * PAGE_SIZE:
-            if memory is not None:
-                memory.close()
+    def _sealed_memory(self, count: int, prepared: int) -> Memory:
+        memory = self._prepared.get(prepared)
+        if memory is None or memory.length != count * PAGE_SIZE:  # a client that does without
             memory = _new_memory(count, self.domain.domid, reserve=True)
+        else:
+            del self._prepared[prepared]
         try:
             memory.seal_writes()
         except OSError:
@@ -195,9 +206,9 @@ class Gntalloc(File):
             raise fault(errno.ENOSPC, f"{used} pages of gntalloc's limit {limit} are in use")
 
     def _drop_prepared(self) -> None:
-        if self._prepared is not None:
-            self._prepared.close()
-            self._prepared = None
+        for memory in self._prepared.values():
+            memory.close()
+        self._prepared.clear()
 
 
 def _new_memory(pages: int, domid: int, *, reserve: bool = False) -> Memory:

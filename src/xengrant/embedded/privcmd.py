@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from xengrant.abi import grant_table as table_abi
 from xengrant.abi import privcmd as abi
 from xengrant.abi.xen import DOMID_SELF, HYPERVISOR_GRANT_TABLE_OP, PAGE_SIZE
+from xengrant.devices import wire
 from xengrant.devices.wire import Argument, Direction, Ioctl, Part
 from xengrant.embedded.files import Answer, File, Vma, fault
 
@@ -92,7 +93,7 @@ class Privcmd(File):
         return self._frames(domain.table, frame, count, self._range(address))
 
     def _range(self, address: Argument) -> _Vma:
-        vma = self.vmas.get(int.from_bytes(address.data, "little"))
+        vma = self.vmas.get(wire.unpack_cookie(address.data))
         if address.direction is not Direction.MAP or not isinstance(vma, _Vma):
             raise fault(errno.EINVAL, "the address is no mapping of this file")
         return vma
