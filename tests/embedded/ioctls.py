@@ -18,7 +18,7 @@ from xengrant.memory import Mapping
 @contextlib.contextmanager
 def refused(number: int) -> Iterator[None]:
     """The block fails with this errno."""
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is compared below
         yield
     assert errno.errorcode[caught.value.errno or 0] == errno.errorcode[number], str(caught.value)
 

@@ -79,7 +79,10 @@ def test_two_machines_do_not_share_a_directory(tmp_path: Path) -> None:
 
 
 def test_a_dead_machines_directory_can_be_used_again(tmp_path: Path) -> None:
-    code = "import sys; from xengrant.embedded import Machine; Machine(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from xengrant.embedded import Machine;"
+        "machine = Machine(sys.argv[1]); print(flush=True); sys.stdin.read()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "xen")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -129,7 +132,7 @@ def test_a_path_may_hold_any_character(tmp_path: Path) -> None:
      "embedded:/x?domid=\N{ARABIC-INDIC DIGIT ONE}"],
 )  # fmt: skip
 def test_urls_that_name_no_machine(url: str) -> None:
-    with pytest.raises(ValueError, match="embedded|names no machine"):
+    with pytest.raises(ValueError, match=r"embedded|names no machine"):
         open_system(url)
 
 

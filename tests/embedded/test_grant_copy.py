@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from xengrant.abi import grant_table, gntdev
+from xengrant.abi import gntdev, grant_table
 from xengrant.abi.xen import DOMID_SELF, PAGE_SIZE
 from xengrant.devices import Pointer
 from xengrant.embedded import Machine

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
-import gc
+from collections.abc import Callable
 
 import pytest
 
 from xengrant.abi.xen import PAGE_SIZE
+from xengrant.devices import open_system
 from xengrant.embedded import Machine
+from xengrant.embedded.server import MachineServer
 from xengrant.errors import InterfaceClosed
 
 from .conftest import Open
@@ -127,7 +129,7 @@ def test_in_an_hvm_domain_both_munmap_and_unmap_grant_ref_are_needed(
     refs, mine = share(opened(1, "gntalloc"), 2)
     device = opened(2, "gntdev")
     index, theirs = map_grants(device, [(1, refs[0])], writable=True)
-    steps = [theirs.close, lambda: unmap(device, index)]
+    steps: list[Callable[[], None]] = [theirs.close, lambda: unmap(device, index)]
     for step in steps if munmap_first else reversed(steps):
         assert in_use(machine, 2, "maps") == 1
         step()
@@ -176,10 +178,12 @@ def test_deferred_pages_do_not_count_to_the_limit(opened: Open, machine: Machine
     theirs.close()
 
 
+def reclaim_now(server: MachineServer) -> None:
+    server.hypervisor.domains[1].linux._reclaim()
+
+
 def test_each_reclaim_frees_as_many_pages_as_the_kernel_does() -> None:
     with Machine(reclaim_interval=60, free_per_iteration=10) as machine:
-        from xengrant.devices import open_system
-
         gntalloc = open_system(machine.url(1)).open("gntalloc")
         gntdev = open_system(machine.url(2)).open("gntdev")
         refs, mine = share(gntalloc, 2, 25)
@@ -188,7 +192,7 @@ def test_each_reclaim_frees_as_many_pages_as_the_kernel_does() -> None:
         theirs.close()
         left = []
         for _ in range(3):
-            machine._do(lambda server: server.hypervisor.domains[1].linux._reclaim())
+            machine._do(reclaim_now)
             left.append(in_use(machine, 1, "deferred"))
         assert left == [15, 5, 0]
         gntalloc.close()
@@ -209,7 +213,6 @@ def test_a_mapping_that_is_dropped_unclosed_is_unmapped_and_told(opened: Open, m
     _, mine = share(opened(1, "gntalloc"), 2)
     with pytest.warns(ResourceWarning, match="unclosed"):
         del mine
-        gc.collect()
     assert in_use(machine, 1, "grants") == 0
 
 

@@ -79,7 +79,7 @@ def test_a_paused_domain_stands_still(opened: Open, machine: Machine) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     assert machine.status()["domains"][1]["state"] == "paused"
-    refs, mine = share(opened(2, "gntalloc"), 1)  # another one goes on
+    _, mine = share(opened(2, "gntalloc"), 1)  # another one goes on
     mine.close()
     assert not done.is_set()
     machine.unpause(1)

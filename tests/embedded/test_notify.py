@@ -147,7 +147,7 @@ def test_a_killed_process_is_told_by_byte_and_event(opened: Open, machine: Machi
     port = bind_unbound(events, 1)
     with Process(machine.url(1), "share_with_notify", peer=2, port=port, writable=writable) as process:
         (ref,) = process.result["refs"]
-        index, theirs = map_grants(opened(2, "gntdev"), [(1, ref)], writable=writable)
+        _, theirs = map_grants(opened(2, "gntdev"), [(1, ref)], writable=writable)
         assert theirs[:8] == b"\xff" * 8
         assert read_ports(events) == ()
         process.kill()

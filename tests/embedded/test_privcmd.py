@@ -93,7 +93,10 @@ def test_reading_and_writing_follow_the_pins(opened: Open) -> None:
     refs, mine = share(opened(1, "gntalloc"), 2)
     device = opened(2, "gntdev")
     with map_table(opened(0, "privcmd"), 1, 0, 1, writable=False) as table:
-        flags = lambda: _native.load16(table, refs[0] * grant_table.V1_ENTRY_SIZE)  # noqa: E731
+
+        def flags() -> int:
+            return _native.load16(table, refs[0] * grant_table.V1_ENTRY_SIZE)
+
         _, reader = map_grants(device, [(1, refs[0])], writable=False)
         _, writer = map_grants(device, [(1, refs[0])], writable=True)
         assert flags() == 0x19

@@ -30,6 +30,7 @@ def stolen_descriptors() -> Iterator[list[int]]:
 
     def steal(reply: client.Reply) -> None:
         stolen.extend(reply.fds)
+        reply.fds.clear()
 
     with mock.patch.object(client.Reply, "close_fds", steal):
         yield stolen

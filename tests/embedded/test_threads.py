@@ -22,8 +22,8 @@ from .conftest import Open
 from .ioctls import add_map, alloc, connected, eventually, map_grants, notify, read_ports, share, unmask
 
 
-class Interrupted(Exception):
-    pass
+class InterruptedByTestError(Exception):
+    """What the handlers raise."""
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def interrupt() -> Iterator[Callable[[float], None]]:
     """Has a signal handler raise after so many seconds."""
 
     def handler(number: int, frame: FrameType | None) -> None:
-        raise Interrupted
+        raise InterruptedByTestError
 
     before = signal.signal(signal.SIGALRM, handler)
     yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
@@ -118,7 +118,7 @@ def test_closing_from_many_threads_leaves_nothing(opened: Open, machine: Machine
         for mapping in part:
             mapping.close()
 
-    run_all(*[lambda part=mappings[i::5]: work(part) for i in range(5)])  # type: ignore[misc]
+    run_all(*[lambda part=mappings[i::5]: work(part) for i in range(5)])
     eventually(lambda: machine.status()["domains"][1]["grants"] == 0, "every grant is revoked")
 
 
@@ -160,7 +160,7 @@ def test_events_in_many_threads(opened: Open) -> None:
     readers = [threading.Thread(target=receive) for _ in range(3)]
     for reader in readers:
         reader.start()
-    run_all(*[lambda port=port: send(port) for port, _ in pairs])  # type: ignore[misc]
+    run_all(*[lambda port=port: send(port) for port, _ in pairs])
     eventually(lambda: all(by_port.values()), "every port got an event")
     done.set()
     for reader in readers:
@@ -173,7 +173,7 @@ def test_a_request_that_a_signal_handler_breaks_off_is_finished_by_the_next(
     device = opened(1, "gntalloc")
     machine.pause(1)
     interrupt(0.1)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedByTestError):
         alloc(device, 2)
     machine.unpause(1)
     refs, mine = share(device, 2)
@@ -191,7 +191,7 @@ def test_an_mmap_that_a_signal_handler_breaks_off_is_undone(
     index = add_map(device, [(1, refs[0])])
     machine.pause(2)
     interrupt(0.1)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedByTestError):
         device.mmap(PAGE_SIZE, index, writable=True)
     machine.unpause(2)
     add_map(device, [(1, refs[0])])
@@ -209,7 +209,7 @@ def test_a_storm_of_signals(opened: Open, machine: Machine) -> None:
         if not armed or frame is None or frame.f_code.co_filename != client.__file__:
             return
         if frame.f_code.co_name not in ("__del__", "close_fds"):  # Python would only print what is raised there
-            raise Interrupted
+            raise InterruptedByTestError
 
     before = signal.signal(signal.SIGALRM, handler)
     interrupted = 0
@@ -221,7 +221,7 @@ def test_a_storm_of_signals(opened: Open, machine: Machine) -> None:
             try:
                 refs, mine = share(gntalloc, 2, 2, writable=rng.random() < 0.5)
                 _, theirs = map_grants(gntdev, [(1, refs[0])], writable=False)
-            except Interrupted:
+            except InterruptedByTestError:
                 interrupted += 1
             armed = False
             for mapping in (theirs, mine):
