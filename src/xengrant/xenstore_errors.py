@@ -42,7 +42,10 @@ def _explain(refusal: Refusal) -> Steps[str]:
 
 
 def _named(request: Request) -> str:
-    return f"{request.operation.name} of {request.path}" if request.path else request.operation.name
+    if request.path is None:
+        return request.operation.name
+    path = request.path if len(request.path) <= 256 else f"{request.path[:64]}..."
+    return f"{request.operation.name} of {path}"
 
 
 def _no_access(request: Request) -> Steps[str]:

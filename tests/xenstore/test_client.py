@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import select
+import signal
 import socket
 import struct
 import threading
@@ -19,7 +20,7 @@ from worker import LONG, Worker, until
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError, XenStoreError
-from xengrant.xenstore import Permission, Transaction, XenStore
+from xengrant.xenstore import Permission, Transaction, Watch, XenStore
 
 Open = Callable[[int], XenStore]
 
@@ -254,6 +255,28 @@ def test_waiting_on_a_watch_that_another_thread_closes(guest: XenStore) -> None:
         watch.wait()
 
 
+def test_a_watch_closes_without_its_server(pair: tuple[SocketDevice, socket.socket]) -> None:
+    with XenStore(pair[0]) as store:
+        opening = Worker(lambda: store.watch("data"))
+        pair[1].recv(4096)
+        pair[1].send(xs_wire.pack_message(Operation.WATCH, 1, 0, b"OK\0"))
+        watch = opening.get()
+        assert isinstance(watch, Watch)
+        waiting = Worker(watch.wait)
+        until(lambda: bool(store._reader._pollers), "the thread never waited")
+        watch.close()
+        with pytest.raises(InterfaceClosed):
+            waiting.get()
+
+
+def test_a_refused_watch_is_forgotten(guest: XenStore) -> None:
+    with refused(errno.EACCES, "only dom0 may ask"):
+        guest.watch("@releaseDomain")
+    with pytest.raises(XenStoreError, match=r"of /a{63}\.\.\. .*2048 bytes"):
+        guest.watch("/" + "a" * 3000)
+    assert not guest._codec._watches
+
+
 def test_a_thread_waits_while_others_ask(guest: XenStore, dom0: XenStore) -> None:
     with guest.watch("data/go") as watch:
         watch.wait(LONG)
@@ -450,14 +473,18 @@ def _use_and_forget(device: SocketDevice) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_cannot_use_it_and_the_parent_can(guest: XenStore) -> None:
-    child = os.fork()
-    if not child:
-        try:
-            guest.read("domid")
-        except InterfaceClosed:
-            guest.close()
-            os._exit(0)
-        os._exit(1)
+    """Not even while another thread of the parent holds the locks."""
+    with guest._writing, guest._reader.lock:
+        child = os.fork()
+        if not child:
+            signal.alarm(int(2 * LONG))
+            try:
+                Worker(lambda: guest.read("domid")).get()
+            except InterfaceClosed:
+                guest.close()
+                os._exit(0)
+            finally:
+                os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert guest.read("domid") == b"1"
 
