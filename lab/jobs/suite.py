@@ -38,14 +38,24 @@ def main() -> int:
         mapped = gnttab.map(_shared_by(left), writable=True)
         results += _with_dom0(left, right)
         results.append(_zombie(left, mapped))
-    (RESULTS / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     return _summarise(results, time.monotonic() - started)
 
 
 def _between_guests(runner: Guest, peer: Guest) -> list[dict[str, Any]]:
-    command = f"{SELFTEST} --peer {peer.domid} --json {shlex.join(sys.argv[1:])}"
-    status, text = runner.run(f"{command} > results; status=$?; cat results; exit $status", timeout=300)
-    return [result for line in text.splitlines() if (result := _shown(line))] or [_broken(command, status, text)]
+    """The suite between two guests, whose results are shown as they come."""
+    command = f"exec {SELFTEST} --peer {peer.domid} --json {shlex.join(sys.argv[1:])}"
+    running = runner.start(command)
+    results: list[dict[str, Any]] = []
+    shown = 0
+    while True:
+        done = running.done
+        lines = running.output().split("\n")[:-1]
+        results += [result for line in lines[shown:] if (result := _shown(line))]
+        shown = len(lines)
+        if done:
+            return results or [_broken(command, running.wait().status, running.output())]
+        print(f"{len(results)} cases between guests", flush=True)
+        time.sleep(10)
 
 
 def _with_dom0(first: Guest, peer: Guest) -> list[dict[str, Any]]:
@@ -65,7 +75,7 @@ def _with_dom0(first: Guest, peer: Guest) -> list[dict[str, Any]]:
 
 
 def _shown(line: str) -> dict[str, Any] | None:
-    """The result in a line, shown where it is no pass."""
+    """The result in a line, kept, and shown where it is no pass."""
     try:
         result = json.loads(line)
     except ValueError:
@@ -73,6 +83,8 @@ def _shown(line: str) -> dict[str, Any] | None:
         return None
     if "case" not in result:
         return None
+    with open(RESULTS / "results.jsonl", "a") as kept:
+        kept.write(line.strip() + "\n")
     if result["outcome"] != "passed":
         print(f"{result['outcome']} {result['case']} [{result['machine']}]: {result['text']}", flush=True)
     return dict(result)
