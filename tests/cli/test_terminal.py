@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+import xengrant
 from xengrant.embedded import Machine
 
 from .shell import DEADLINE, TOOL, sharing
@@ -55,17 +56,21 @@ def test_no_color_is_respected() -> None:
         assert "\x1b" not in shown, arguments
 
 
-@pytest.mark.parametrize("domid", [0, 1])
-def test_tables_show_what_the_plain_ones_do(machine: Machine, domid: int) -> None:
-    machine.create(7, name="\x1b[31mred")
-    status, shown = on_a_terminal("doctor", "--url", machine.url(domid), NO_COLOR="1")
+@pytest.mark.parametrize("no_color", ["", "1"], ids=["drawn by rich", "plain"])
+def test_tables_escape_what_others_wrote(machine: Machine, no_color: str) -> None:
+    if not no_color:
+        pytest.importorskip("rich")
+    machine.create(7, name="web")
+    with xengrant.connect(machine.url(0)) as dom0, dom0.xenstore() as store:
+        store.write("/local/domain/7/name", b"[red]\x1b[2Jboo")
+    status, shown = on_a_terminal("doctor", "--url", machine.url(0), NO_COLOR=no_color)
     assert status == 0
-    assert "an embedded machine" in shown
-    assert "\x1b" not in shown
-    status, shown = on_a_terminal("machine", "status", "--dir", machine.directory, NO_COLOR="1")
+    assert "[red]\\x1b[2Jboo's grant table" in shown
+    assert "\x1b[2J" not in shown
+    status, shown = on_a_terminal("machine", "status", "--dir", machine.directory, NO_COLOR=no_color)
     assert status == 0
-    assert "\\x1b[31mred" in shown
-    assert "\x1b" not in shown
+    assert "web" in shown
+    assert ("\x1b[" in shown) == (not no_color)
 
 
 def test_a_peers_bytes_never_reach_the_terminal_as_they_are(machine: Machine) -> None:

@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Programs of the same user attach to it by URL, each as the domain that the URL names; domain 0 is dom0.\n"
         "What it prints is shell: comments, and exports to paste."
     )
+    parser.usage = (
+        f"{parser.prog} [options]\n       {parser.prog} status [options]\n       {parser.prog} destroy [options] DOMID"
+    )
     _add_directory(parser, _default_directory())
     parser.add_argument("--lifetime", choices=("pv", "hvm"), default="pv", help="what the domains are (default pv)")
     parser.add_argument(
@@ -45,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         """
     )
     parser.set_defaults(action=_run_machine)
-    actions = parser.add_subparsers(title="actions, of a machine that runs", metavar="ACTION")
+    actions = parser.add_subparsers(title="actions, of a machine that runs", metavar="ACTION", prog=parser.prog)
     _configure_status(actions.add_parser("status", help="the domains, and what they hold", **_FORMAT))
     _configure_destroy(actions.add_parser("destroy", help="destroy a domain, as xl destroy does", **_FORMAT))
 
@@ -87,11 +90,12 @@ def _configure_destroy(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_directory(parser: argparse.ArgumentParser, default: str) -> None:
+    shown = _default_directory().replace("%", "%%")
     parser.add_argument(
         "--dir",
         metavar="DIR",
         default=default,
-        help=f"where the machine's sockets are, a directory private to you (default {_default_directory()})",
+        help=f"where the machine's sockets are, a directory private to you (default {shown})",
     )
 
 

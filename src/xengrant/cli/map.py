@@ -31,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "refs", metavar="REF", nargs="*", type=arguments.refs, help="refs or ranges: 8, 8-23, 8-23,40 (unsigned 32-bit)"
     )
     parser.add_argument("--at", metavar="PATH", help="take the refs that DOMID advertises at PATH, waiting for them")
-    parser.add_argument("--timeout", metavar="S", type=arguments.seconds, help="wait at most S seconds (default: ever)")
+    parser.add_argument(
+        "--timeout", metavar="S", type=arguments.seconds, help="wait at most S seconds (default: for ever)"
+    )
     parser.add_argument("--write", action="store_true", help="map writable; refused where the grant is read-only")
     parser.add_argument(
         "--input",

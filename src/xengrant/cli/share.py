@@ -19,8 +19,8 @@ HELP = "grant pages to another domain, until interrupted"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Allocates pages of this domain, grants them to another, prints their refs on stdout (as ranges, in page\n"
-        "order) and holds them until interrupted. Then the grants are revoked: a page that the peer still maps stays\n"
-        "its to use until it unmaps, and nobody can map it anew."
+        "order) and holds them until interrupted. Then they are revoked: at once, or, where the peer still maps one,\n"
+        "by the kernel as soon as the peer has unmapped it."
     )
     parser.add_argument("--to", metavar="DOMID", required=True, help="the domain to grant to (dom0 may give a name)")
     what = parser.add_mutually_exclusive_group()
