@@ -104,6 +104,11 @@ class User:
         """`xengrant ARGUMENTS`, to its end."""
         return self.start(*arguments, stdin=stdin, **env).ended()
 
+    def nohup(self, *arguments: str) -> Running:
+        """`nohup xengrant ARGUMENTS`, running."""
+        argv = ("sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *TOOL, *arguments)
+        return self._stack.enter_context(Running(argv, self._env, None))
+
     def example(self, name: str, *arguments: str) -> Running:
         argv = (sys.executable, "-W", "error", str(EXAMPLES / name), *arguments)
         return self._stack.enter_context(Running(argv, self._env, None))

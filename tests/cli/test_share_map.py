@@ -50,6 +50,15 @@ def test_a_signal_releases_share_and_advertisement(user: Users, machine: Machine
         assert not store.exists("/local/domain/1/data/x")
 
 
+def test_with_nohup_a_share_outlives_its_terminal(user: Users) -> None:
+    share = user(1).nohup("share", "--to", "2")
+    refs = shared(share)
+    share.signal(signal.SIGHUP)
+    assert user(2).run("map", "1", refs).returncode == 0
+    share.signal(signal.SIGTERM)
+    assert share.ended().returncode == 0
+
+
 def test_a_file_is_shared_padded_to_pages(user: Users, tmp_path: Path) -> None:
     content = bytes(range(256)) * 20
     (tmp_path / "in").write_bytes(content)

@@ -29,7 +29,12 @@ class Hold:
     def __enter__(self) -> Self:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._caught = False
-        self._before = {number: signal.signal(number, self._catch) for number in self._SIGNALS}
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        self._before = {
+            number: signal.signal(number, self._catch)
+            for number in self._SIGNALS
+            if not (nohup and number == signal.SIGHUP)
+        }
         return self
 
     def __exit__(self, *exc: object) -> None:
