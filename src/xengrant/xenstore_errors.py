@@ -51,8 +51,9 @@ def _named(request: Request) -> str:
 def _no_access(request: Request) -> Steps[str]:
     if request.path is None or request.path.startswith("@"):
         return (
-            f"xenstore tells this domain nothing of other domains' coming and going ({_named(request)}): only dom0 "
-            "may ask, and those that dom0 lets watch, with set_permissions of that path"
+            "xenstore does not tell this domain of other domains' coming and going "
+            f"({request.path or request.operation.name}): only dom0 may ask; it may let a guest watch "
+            "@releaseDomain with set_permissions or xenstore-chmod"
         )
     right = "read" if request.operation in _READING else "write"
     if request.operation == Operation.SET_PERMS:
