@@ -168,8 +168,8 @@ class _Channels(Generic[_P]):
             del self._ports[port.number]
             try:
                 self._device.ioctl(abi.UNBIND, abi.pack_word(port.number))
-            except InterfaceClosed:
-                pass
+            except (InterfaceClosed, InterfaceUnavailable):
+                pass  # the port went with the device, or with an embedded machine
             finally:
                 port._wake()
 

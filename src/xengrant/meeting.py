@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from xengrant.arguments import MAX_U32, checked_domid
-from xengrant.errors import ProtocolError, XenStoreError
+from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
 from xengrant.gnttab import MAX_GRANTS, Grant
 from xengrant.peer import shown_path
 from xengrant.waiting import deadline_after, seconds_until
@@ -91,9 +91,11 @@ def advertise(store: XenStore, domid: int, share: Share, path: str) -> Advertise
 
 
 def remove(store: XenStore, path: str) -> None:
-    """Remove the nodes, which may be gone already."""
+    """Remove the nodes, which may be gone already: taken away, or with the domain or the machine."""
     try:
         store.rm(path)
+    except InterfaceUnavailable:
+        pass
     except XenStoreError as error:
         if error.errno != errno.ENOENT:
             raise
