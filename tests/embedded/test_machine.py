@@ -159,6 +159,18 @@ def test_a_domain_has_its_xenstore(opened: Open, machine: Machine) -> None:
     assert unpack_error(answer.payload)[1] == "ENOENT"
 
 
+def test_what_is_shown_to_a_domain_before_anybody_joined_it_is_meant_for_it(opened: Open, machine: Machine) -> None:
+    owner = opened(1, "xenbus")
+    owner.write(pack_message(Operation.WRITE, 1, 0, b"data/demo\0value"))
+    eventually(lambda: feed(Splitter(), owner), "the write is answered")
+    assert xenstore(owner, Operation.SET_PERMS, b"data/demo", b"n1", b"r2").operation == Operation.SET_PERMS
+    path = b"/local/domain/1/data/demo"
+    assert xenstore(opened(2, "xenbus"), Operation.READ, path).payload == b"value"
+    machine.destroy(2)  # the next one of that number is another
+    answer = xenstore(opened(2, "xenbus"), Operation.READ, path)
+    assert unpack_error(answer.payload)[1] == "EACCES"
+
+
 def test_xenbus_takes_linuxs_messages_only(opened: Open) -> None:
     device = opened(1, "xenbus")
     message = pack_message(Operation.READ, 1, 0, pack_strings(b"domid"))

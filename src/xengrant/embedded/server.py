@@ -47,8 +47,9 @@ class MachineServer:
         self._connections: set[Connection] = set()
         self._xenstore_clients: set[XenstoreClient] = set()
         self._listeners: list[socket.socket] = []
+        self._domids_used: set[int] = set()
         self.store = XenStored()
-        self.hypervisor = Hypervisor(settings, self._call_later, self.store.introduce, self.store.release)
+        self.hypervisor = Hypervisor(settings, self._call_later, self._introduce, self.store.release)
         try:
             for name, accept in (
                 (wire.MACHINE_SOCKET, self._accept_device),
@@ -149,6 +150,16 @@ class MachineServer:
         for stream in self._streams():
             stream.abandon()
         self.hypervisor.abandon()
+
+    def _introduce(self, domid: int, name: str) -> None:
+        """Tell xenstore. What was allowed to a domid that nobody has had yet was meant for this domain.
+
+        Domains come into being when a process first joins them, so theirs may be named before, in permissions too.
+        """
+        self.store.introduce(domid, name)
+        if domid not in self._domids_used:
+            self._domids_used.add(domid)
+            self.store.introduced[domid] = 0
 
     def _streams(self) -> list[Stream]:
         devices = [connection.stream for connection in self._connections]
