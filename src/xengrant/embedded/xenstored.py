@@ -26,7 +26,6 @@ class XenStored:
         self.quotas = Quotas(**quotas)
         self.tree = Tree(self._tell)
         self.introduced: dict[int, int] = {0: 0}
-        self._released: set[int] = set()
         self.connections: list[StoreConnection] = []
         self._dom0 = self.caller(0)
         self._watches: dict[str, list[Watch]] = {}
@@ -59,9 +58,7 @@ class XenStored:
             return
         if domid in self.introduced:
             raise ValueError(f"domain {domid} is introduced already")
-        # Rights given to a domid before hold for the first domain of that id, which here may come after what is
-        # meant for it, and are void for the next one.
-        self.introduced[domid] = self.tree.generation if domid in self._released else 0
+        self.introduced[domid] = self.tree.generation
         home, vm, libxl = f"/local/domain/{domid}", _vm_path(domid), f"/libxl/{domid}"
         theirs_to_read = [Permission(0, "n"), Permission(domid, "r")]
         theirs = [Permission(domid, "n")]
@@ -93,7 +90,6 @@ class XenStored:
         """Forget a domain that is destroyed: its connections, its nodes and what it owns elsewhere; @releaseDomain."""
         if self.introduced.pop(domid, None) is None:
             return
-        self._released.add(domid)
         for connection in [other for other in self.connections if other.domid == domid]:
             connection.close()
         for path in [f"/local/domain/{domid}", _vm_path(domid), f"/libxl/{domid}", *self.tree.owned_by(domid)]:
