@@ -196,6 +196,7 @@ struct Mapping {
     Py_ssize_t length;
     uint32_t state;
     char writable;
+    char kept_from_children; /* madvise(MADV_DONTFORK) was done */
     char escaped;       /* the garbage collector no longer sees `unmapped`: see mapping_finalize */
     PyObject *unmapped; /* what to call once the memory is unmapped, or NULL */
     Mapping *next;
@@ -204,8 +205,8 @@ struct Mapping {
 
 static Py_ssize_t page_size;
 
-/* Every Mapping whose memory is this process's, for the child of a fork. The lock is also held from mmap to
- * madvise, so that no fork copies pages in between. Nobody waits for the GIL while holding it. */
+/* Every Mapping whose memory is this process's, for a fork. The lock is also held from mmap until the mapping is
+ * in the list, so that no fork copies pages in between. Nobody waits for the GIL while holding it. */
 static Mapping *mapped;
 static pthread_mutex_t mapped_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -408,8 +409,6 @@ map_parts(Mapping *self, const Part *parts, Py_ssize_t count)
                 MAP_FAILED)
                 goto undo;
     }
-    if (madvise(address, total, MADV_DONTFORK) < 0)
-        goto undo;
     self->address = address;
     return 0;
 undo:
@@ -1007,13 +1006,17 @@ static PyType_Spec memory_spec = {
 /* ---- Fork ------------------------------------------------------------------------------------------------
  *
  * Handlers of libc's, not os.register_at_fork's: the child's runs before any Python does, its other hooks
- * and the garbage collector included, and whoever forks.
+ * and the garbage collector included, and whoever forks. The first fork that a mapping sees asks for MADV_DONTFORK:
+ * most see none, and are spared the system call.
  */
 
 static void
 before_fork(void)
 {
     pthread_mutex_lock(&mapped_lock);
+    for (Mapping *self = mapped; self != NULL; self = self->next)
+        if (!self->kept_from_children)
+            self->kept_from_children = madvise(self->address, (size_t)self->length, MADV_DONTFORK) == 0;
 }
 
 static void
