@@ -1,9 +1,11 @@
 /* xengrant._native: what Python cannot do itself with memory that another domain shares.
  *
- * Two things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
+ * Three things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
  * fence: struct.pack_into on a shared page writes a transient 0, and plain stores may be overtaken by
- * later loads even on x86. And Mapping, the object behind xengrant.memory: pages mapped from descriptors,
- * exported through the buffer protocol, which cannot be unmapped under a view.
+ * later loads even on x86. Mapping, the object behind xengrant.memory: pages mapped from descriptors,
+ * exported through the buffer protocol, which cannot be unmapped under a view. And Descriptor, an open file
+ * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
+ * one call each: between system calls Python costs more than the calls themselves.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
  * of 3.11; free-threaded builds compile the same source against their full API.
@@ -16,8 +18,14 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+typedef uint32_t grant_ref_t; /* which gntdev.h uses and does not define */
+typedef uint16_t domid_t;
+#include <xen/gntalloc.h>
+#include <xen/gntdev.h>
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
@@ -178,12 +186,43 @@ fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
+
+#define CLOSED ((uint32_t)1 << 31)
+
+/* The state is one atomic word: how many calls are under way, and CLOSED, which refuses new ones. Who ends the last
+ * call after it was set, or sets it while there is none, closes the file: no call ever meets another file under the
+ * same number. */
+typedef struct {
+    PyObject_HEAD
+    int fd;
+    uint32_t state;
+} Descriptor;
+
+/* Begins a call: the file's number, or -1 where it is closed. */
+static int
+hold(Descriptor *self)
+{
+    uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
+    do {
+        if (state & CLOSED)
+            return -1;
+    } while (!__atomic_compare_exchange_n(&self->state, &state, state + 1, 1, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    return self->fd;
+}
+
+static void
+drop(Descriptor *self)
+{
+    if (__atomic_sub_fetch(&self->state, 1, __ATOMIC_ACQ_REL) == CLOSED)
+        close(self->fd);
+}
+
 /* ---- Mapping: its state -------------------------------------------------------------------------------- */
 
 /* The state is one atomic word: how many exports (buffers and operations under way) are live, and two flags.
  * CLOSED refuses new exports; who sets it with no export live, or who ends the last export after it was set,
  * is the only one to unmap. FORKED, always with CLOSED, says the memory is the parent process's. */
-#define CLOSED ((uint32_t)1 << 31)
 #define FORKED ((uint32_t)1 << 30)
 #define EXPORTS (FORKED - 1)
 
@@ -199,11 +238,19 @@ struct Mapping {
     char kept_from_children; /* madvise(MADV_DONTFORK) was done */
     char escaped;       /* the garbage collector no longer sees `unmapped`: see mapping_finalize */
     PyObject *unmapped; /* what to call once the memory is unmapped, or NULL */
+    Descriptor *granted; /* the gntdev that mapped it, to be told when it is unmapped, or NULL */
+    uint64_t index;      /* what gntdev knows it by */
     Mapping *next;
     Mapping *previous;
 };
 
 static Py_ssize_t page_size;
+
+/* Xen public/xen.h: ids from here on mean something else. */
+#define FIRST_RESERVED_DOMID 0x7FF0
+
+/* What one call of Descriptor's takes at most. */
+#define MAX_PAGES 65536
 
 /* Every Mapping whose memory is this process's, for a fork. The lock is also held from mmap until the mapping is
  * in the list, so that no fork copies pages in between. Nobody waits for the GIL while holding it. */
@@ -274,6 +321,25 @@ begin_export(Mapping *self)
     return 0;
 }
 
+static uint32_t
+pages_of(Mapping *self)
+{
+    return (uint32_t)(self->length / page_size);
+}
+
+/* Tells gntdev that a map is gone: HVM and PVH domains release the grants only then. Where it is closed, the last
+ * munmap was the file's release. There is no error to tell: it knows the map, since nobody else ends it. */
+static void
+end_grants(Mapping *self)
+{
+    struct ioctl_gntdev_unmap_grant_ref request = {.index = self->index, .count = pages_of(self)};
+    int fd = hold(self->granted);
+    if (fd >= 0) {
+        ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &request);
+        drop(self->granted);
+    }
+}
+
 /* Unmaps and calls `unmapped`. For the one thread that brought the state to CLOSED with no exports. When
  * munmap fails (no room to split a merged area, a sealed one) the mapping is open again, so close() can be
  * repeated. */
@@ -288,6 +354,8 @@ unmap(Mapping *self)
         pthread_mutex_lock(&mapped_lock);
         unlink_mapped(self);
         pthread_mutex_unlock(&mapped_lock);
+        if (self->granted != NULL)
+            end_grants(self);
     }
     Py_END_ALLOW_THREADS
     if (error != 0) {
@@ -417,6 +485,30 @@ undo:
     return error;
 }
 
+/* The same, seen by forks. */
+static int
+map_and_link(Mapping *self, const Part *parts, Py_ssize_t count)
+{
+    pthread_mutex_lock(&mapped_lock);
+    int error = map_parts(self, parts, count);
+    if (error == 0)
+        link_mapped(self);
+    pthread_mutex_unlock(&mapped_lock);
+    return error;
+}
+
+static Mapping *
+allocate_mapping(PyTypeObject *type, Py_ssize_t length, int writable)
+{
+    Mapping *self = (Mapping *)PyType_GenericAlloc(type, 0);
+    if (self != NULL) {
+        self->state = CLOSED; /* until there is something to unmap */
+        self->length = length;
+        self->writable = (char)writable;
+    }
+    return self;
+}
+
 typedef struct {
     PyObject *parts;
     PyObject *writable;
@@ -449,19 +541,12 @@ map_new(PyTypeObject *type, const Part *parts, Py_ssize_t count, Py_ssize_t leng
         PyErr_Format(PyExc_TypeError, "unmapped is to be called without arguments; %R is not callable", unmapped);
         return NULL;
     }
-    Mapping *self = (Mapping *)PyType_GenericAlloc(type, 0);
+    Mapping *self = allocate_mapping(type, length, writable);
     if (self == NULL)
         return NULL;
-    self->state = CLOSED; /* until there is something to unmap */
-    self->length = length;
-    self->writable = (char)writable;
     int error;
     Py_BEGIN_ALLOW_THREADS
-    pthread_mutex_lock(&mapped_lock);
-    error = map_parts(self, parts, count);
-    if (error == 0)
-        link_mapped(self);
-    pthread_mutex_unlock(&mapped_lock);
+    error = map_and_link(self, parts, count);
     Py_END_ALLOW_THREADS
     if (error != 0) {
         Py_DECREF(self);
@@ -585,6 +670,7 @@ memory_dealloc(PyObject *object)
         pthread_mutex_unlock(&mapped_lock);
     }
     Py_XDECREF(self->unmapped);
+    Py_XDECREF((PyObject *)self->granted);
     freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
     free_object(object);
     Py_DECREF(type);
@@ -1003,6 +1089,277 @@ static PyType_Spec memory_spec = {
     .slots = memory_slots,
 };
 
+/* ---- Descriptor: its calls -------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyTypeObject *mapping;
+} State;
+
+/* A number from `least` to `most`, or -1 for whatever else: the caller's caller then looks closer, and explains. */
+static long long
+usual_number(PyObject *object, long long least, long long most)
+{
+    if (!PyLong_CheckExact(object))
+        return -1;
+    int overflow;
+    long long number = PyLong_AsLongLongAndOverflow(object, &overflow);
+    return overflow != 0 || number < least || number > most ? -1 : number;
+}
+
+/* libxengnttab's order: once the pages are mapped, the mapping alone keeps them. Returns 0 or an errno. */
+static int
+allocate_and_map(int fd, struct ioctl_gntalloc_alloc_gref *request, Mapping *self)
+{
+    if (ioctl(fd, IOCTL_GNTALLOC_ALLOC_GREF, request) < 0)
+        return errno;
+    Part part = {fd, (off_t)request->index, (size_t)self->length};
+    int error = map_and_link(self, &part, 1);
+    struct ioctl_gntalloc_dealloc_gref release = {.index = request->index, .count = request->count};
+    ioctl(fd, IOCTL_GNTALLOC_DEALLOC_GREF, &release);
+    return error;
+}
+
+static PyObject *
+refs_of(const struct ioctl_gntalloc_alloc_gref *request)
+{
+    PyObject *refs = PyTuple_New(request->count);
+    for (uint32_t i = 0; refs != NULL && i < request->count; i++) {
+        PyObject *ref = PyLong_FromUnsignedLong(request->gref_ids[i]);
+        if (ref == NULL)
+            Py_CLEAR(refs);
+        else
+            PyTuple_SetItem(refs, i, ref);
+    }
+    return refs;
+}
+
+/* What both calls end with: the mapping is open, or forgotten. Steals nothing. */
+static PyObject *
+opened(Mapping *self, int error)
+{
+    if (error != 0) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    __atomic_store_n(&self->state, 0, __ATOMIC_RELEASE);
+    return (PyObject *)self;
+}
+
+static PyObject *
+descriptor_share(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
+                 PyObject *Py_UNUSED(names))
+{
+    if (check_count("share", nargs, 3) < 0)
+        return NULL;
+    Descriptor *device = (Descriptor *)object;
+    long long domid = usual_number(args[0], 0, FIRST_RESERVED_DOMID - 1);
+    long long count = usual_number(args[1], 1, MAX_PAGES);
+    int writable = PyObject_IsTrue(args[2]);
+    if (writable < 0)
+        return NULL;
+    int fd = domid < 0 || count < 0 ? -1 : hold(device);
+    if (fd < 0)
+        Py_RETURN_NONE;
+    /* The kernel copies sizeof(*request) back, which has room for two refs. */
+    PyObject *result = NULL;
+    struct ioctl_gntalloc_alloc_gref *request = PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(uint32_t));
+    Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, (Py_ssize_t)count * page_size, 1);
+    if (request == NULL)
+        PyErr_NoMemory();
+    if (request != NULL && self != NULL) {
+        request->domid = (uint16_t)domid;
+        request->flags = writable ? GNTALLOC_FLAG_WRITABLE : 0;
+        request->count = (uint32_t)count;
+        int error;
+        Py_BEGIN_ALLOW_THREADS
+        error = allocate_and_map(fd, request, self);
+        Py_END_ALLOW_THREADS
+        PyObject *refs = opened(self, error) == NULL ? NULL : refs_of(request);
+        if (refs != NULL) {
+            result = PyTuple_Pack(2, refs, self);
+            Py_DECREF(refs);
+        }
+    }
+    Py_XDECREF((PyObject *)self);
+    PyMem_Free(request);
+    drop(device);
+    return result;
+}
+
+/* Whether the request could be filled with what is usual: a tuple of `kind`s, each a domid and a ref. */
+static int
+fill_grants(struct ioctl_gntdev_map_grant_ref *request, PyObject *grants, PyObject *kind)
+{
+    for (uint32_t i = 0; i < request->count; i++) {
+        PyObject *grant = PyTuple_GetItem(grants, i);
+        if ((PyObject *)Py_TYPE(grant) != kind || !PyTuple_Check(grant) || PyTuple_Size(grant) != 2)
+            return 0;
+        long long domid = usual_number(PyTuple_GetItem(grant, 0), 0, FIRST_RESERVED_DOMID - 1);
+        long long ref = usual_number(PyTuple_GetItem(grant, 1), 0, UINT32_MAX);
+        if (domid < 0 || ref < 0)
+            return 0;
+        request->refs[i].domid = (uint32_t)domid;
+        request->refs[i].ref = (uint32_t)ref;
+    }
+    return 1;
+}
+
+static int
+take_and_map(int fd, struct ioctl_gntdev_map_grant_ref *request, Mapping *self)
+{
+    if (ioctl(fd, IOCTL_GNTDEV_MAP_GRANT_REF, request) < 0)
+        return errno;
+    Part part = {fd, (off_t)request->index, (size_t)self->length};
+    int error = map_and_link(self, &part, 1);
+    if (error != 0) {
+        struct ioctl_gntdev_unmap_grant_ref release = {.index = request->index, .count = request->count};
+        ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &release);
+    }
+    return error;
+}
+
+static PyObject *
+descriptor_map(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
+               PyObject *Py_UNUSED(names))
+{
+    if (check_count("map", nargs, 3) < 0)
+        return NULL;
+    Descriptor *device = (Descriptor *)object;
+    Py_ssize_t count = PyTuple_Check(args[0]) ? PyTuple_Size(args[0]) : 0;
+    int writable = PyObject_IsTrue(args[2]);
+    if (writable < 0)
+        return NULL;
+    if (count < 1 || count > MAX_PAGES)
+        Py_RETURN_NONE;
+    struct ioctl_gntdev_map_grant_ref *request =
+        PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(request->refs[0]));
+    if (request == NULL)
+        return PyErr_NoMemory();
+    request->count = (uint32_t)count;
+    PyObject *result = Py_None;
+    int fd = fill_grants(request, args[0], args[1]) ? hold(device) : -1;
+    if (fd >= 0) {
+        Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, count * page_size, writable);
+        int error = 0;
+        if (self != NULL) {
+            Py_BEGIN_ALLOW_THREADS
+            error = take_and_map(fd, request, self);
+            Py_END_ALLOW_THREADS
+            if (error == 0) {
+                self->index = request->index;
+                self->granted = (Descriptor *)Py_NewRef(object);
+            }
+        }
+        result = self == NULL ? NULL : error != 0 ? Py_None : opened(self, 0);
+        if (error != 0)
+            Py_DECREF((PyObject *)self);
+        drop(device);
+    }
+    PyMem_Free(request);
+    return result == Py_None ? Py_NewRef(Py_None) : result;
+}
+
+static PyObject *
+descriptor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    int fd;
+    if (kwargs != NULL && PyDict_Size(kwargs) != 0) {
+        PyErr_SetString(PyExc_TypeError, "Descriptor() takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "i:Descriptor", &fd))
+        return NULL;
+    Descriptor *self = (Descriptor *)PyType_GenericAlloc(type, 0);
+    if (self != NULL)
+        self->fd = fd;
+    return (PyObject *)self;
+}
+
+static PyObject *
+descriptor_hold(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(hold((Descriptor *)object));
+}
+
+static PyObject *
+descriptor_drop(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    drop((Descriptor *)object);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+descriptor_close(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    Descriptor *self = (Descriptor *)object;
+    if (__atomic_fetch_or(&self->state, CLOSED, __ATOMIC_ACQ_REL) == 0)
+        close(self->fd);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+descriptor_abandon(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    Descriptor *self = (Descriptor *)object;
+    if (__atomic_exchange_n(&self->state, CLOSED, __ATOMIC_ACQ_REL) != CLOSED)
+        close(self->fd);
+    Py_RETURN_NONE;
+}
+
+static void
+descriptor_dealloc(PyObject *object)
+{
+    Descriptor *self = (Descriptor *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->state != CLOSED)
+        close(self->fd);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    free_object(object);
+    Py_DECREF(type);
+}
+
+#define METHOD(FUNCTION) (PyCFunction)(void (*)(void))FUNCTION, METH_METHOD | METH_FASTCALL | METH_KEYWORDS
+
+static PyMethodDef descriptor_methods[] = {
+    {"share", METHOD(descriptor_share),
+     "share($self, domid, count, writable, /)\n--\n\n"
+     "Of a gntalloc: allocate and map pages, (refs, mapping). OSError if there are none; None, and nothing is done,\n"
+     "for arguments that are not plain numbers in range, and where the file is closed."},
+    {"map", METHOD(descriptor_map),
+     "map($self, grants, kind, writable, /)\n--\n\n"
+     "Of a gntdev: map grants, a tuple of `kind`s of a domid and a ref. None, and nothing is done, if that is not\n"
+     "what they are, where the file is closed, and where the kernel refuses."},
+    {"hold", descriptor_hold, METH_NOARGS,
+     "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
+    {"drop", descriptor_drop, METH_NOARGS, "drop($self, /)\n--\n\nEnd a call that hold() began."},
+    {"close", descriptor_close, METH_NOARGS,
+     "close($self, /)\n--\n\nRefuse new calls, and close the file with the last one under way."},
+    {"abandon", descriptor_abandon, METH_NOARGS,
+     "abandon($self, /)\n--\n\nIn a forked child: close the file now. The calls are the parent's."},
+    {NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(descriptor_doc,
+"Descriptor(fd, /)\n--\n\n"
+"An open file of /dev/xen, which is closed when the last call under way has ended. share() and map() are what\n"
+"libxengnttab does, in one call.\n\n"
+"Threads: any call from any thread.");
+
+static PyType_Slot descriptor_slots[] = {
+    {Py_tp_doc, (void *)descriptor_doc},
+    {Py_tp_new, descriptor_new},
+    {Py_tp_dealloc, descriptor_dealloc},
+    {Py_tp_methods, descriptor_methods},
+    {0, NULL},
+};
+
+static PyType_Spec descriptor_spec = {
+    .name = "xengrant._native.Descriptor",
+    .basicsize = sizeof(Descriptor),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = descriptor_slots,
+};
+
 /* ---- Fork ------------------------------------------------------------------------------------------------
  *
  * Handlers of libc's, not os.register_at_fork's: the child's runs before any Python does, its other hooks
@@ -1100,9 +1457,27 @@ native_exec(PyObject *module)
     Py_DECREF(memory);
     if (mapping == NULL)
         return -1;
-    int result = PyModule_AddObjectRef(module, "Mapping", mapping);
-    Py_DECREF(mapping);
-    return result;
+    ((State *)PyModule_GetState(module))->mapping = (PyTypeObject *)mapping;
+    PyObject *descriptor = PyType_FromModuleAndSpec(module, &descriptor_spec, NULL);
+    if (descriptor == NULL)
+        return -1;
+    int result = PyModule_AddObjectRef(module, "Descriptor", descriptor);
+    Py_DECREF(descriptor);
+    return result < 0 ? result : PyModule_AddObjectRef(module, "Mapping", mapping);
+}
+
+static int
+native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(((State *)PyModule_GetState(module))->mapping);
+    return 0;
+}
+
+static int
+native_clear(PyObject *module)
+{
+    Py_CLEAR(((State *)PyModule_GetState(module))->mapping);
+    return 0;
 }
 
 static PyModuleDef_Slot native_slots[] = {
@@ -1116,10 +1491,12 @@ static PyModuleDef_Slot native_slots[] = {
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "xengrant._native",
-    .m_doc = "Atomic access to words of shared memory, and Mapping, shared pages as a buffer.",
-    .m_size = 0,
+    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, and Descriptor, an open file.",
+    .m_size = sizeof(State),
     .m_methods = native_methods,
     .m_slots = native_slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
 };
 
 PyMODINIT_FUNC

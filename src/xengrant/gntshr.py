@@ -154,6 +154,13 @@ class Gntshr:
         0..0x7FEF, a count below 1 or a notification that cannot be, `InterfaceClosed`. The domid need not exist (Linux
         drivers/xen/gntalloc.c, gntalloc_ioctl_alloc).
         """
+        if notify is None:
+            try:
+                shared = self._device.share(domid, count, writable)
+            except OSError as error:
+                raise self._why_not_allocated(error, domid, count) from None
+            if shared is not None:
+                return Share(domid, shared[0], shared[1], writable)
         checked_domid(domid)
         checked_number("count", count, 1, _MAX_COUNT - 1)
         length = count * PAGE_SIZE

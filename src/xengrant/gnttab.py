@@ -140,6 +140,11 @@ class Gnttab:
         nothing, `InterfaceClosed`. One notification for each map (Linux
         drivers/xen/gntdev.c); its byte is cleared only in a writable map.
         """
+        if notify is None and isinstance(grants, tuple | list):
+            taken: tuple[Grant, ...] = (grants,) if type(grants) is Grant else tuple(grants)
+            mapped = self._device.map(taken, Grant, writable)
+            if mapped is not None:
+                return Mapped(self, taken, mapped, writable)
         wanted = _checked_grants(grants)
         count = len(wanted)
         length = count * PAGE_SIZE

@@ -62,6 +62,21 @@ class Device(abc.ABC):
         `unmapped` is called once, when the memory is gone and the machine knows it; perhaps from a finalizer.
         """
 
+    def share(self, domid: int, count: int, writable: bool, /) -> tuple[tuple[int, ...], Mapping] | None:
+        """A gntalloc's ALLOC_GREF, mmap and DEALLOC_GREF at once, where the device can: the refs and the pages.
+
+        None, and nothing is done, where it cannot, or for anything unusual: the single calls then say what it is.
+        """
+        return None
+
+    def map(self, grants: tuple[tuple[int, int], ...], kind: type, writable: bool, /) -> Mapping | None:
+        """A gntdev's MAP_GRANT_REF and mmap at once, and UNMAP_GRANT_REF when it is unmapped, where the device can.
+
+        None, and nothing is done, where it cannot, for anything unusual (not each grant is a `kind`), and where a
+        grant is refused: the single calls then say what it is.
+        """
+        return None
+
     @abc.abstractmethod
     def read(self, size: int) -> bytes:
         """Read what is there, at most `size` bytes; never waits: `BlockingIOError` where there is nothing."""

@@ -15,13 +15,13 @@ import re
 import time
 import warnings
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from xengrant._native import Descriptor
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import Device, Pointer, System
-from xengrant.errors import InterfaceUnavailable
+from xengrant.errors import InterfaceClosed, InterfaceUnavailable
 from xengrant.memory import Mapping
 
 __all__ = ["MODULES", "KernelDevice", "KernelSystem", "is_xen"]
@@ -46,76 +46,69 @@ class KernelDevice(Device):
 
     def __init__(self, name: str, fd: int) -> None:
         super().__init__(name)
-        self._fd = fd
-        # One entry for each call under way; a deque's append and pop are atomic, also where the garbage collector
-        # comes between and unmaps something through this device.
-        self._calls: deque[None] = deque()
-        self._close_fd = weakref.finalize(self, _close_unclosed, name, fd)
-        self._close_fd.atexit = False
+        self._file = Descriptor(fd)
+        self.share = self._file.share  # type: ignore[method-assign]
+        self.map = self._file.map  # type: ignore[method-assign]
+        self._close_file = weakref.finalize(self, _close_unclosed, name, self._file)
+        self._close_file.atexit = False
 
     def __repr__(self) -> str:
-        return f"<KernelDevice {self.name} {'closed' if self.closed else f'fd {self._fd}'}>"
+        return f"<KernelDevice {self.name} {'closed' if self.closed else 'open'}>"
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
-        self._calls.append(None)
+        fd = self._hold()
         try:
-            if self.closed:
-                self._check_open()
             held = [_store_address(pointer) for pointer in pointers] if pointers else None
-            result: int = fcntl.ioctl(self._fd, request, arg)
+            result: int = fcntl.ioctl(fd, request, arg)
             del held
             return result
         finally:
-            self._end_call()
+            self._file.drop()
 
     def mmap(self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None) -> Mapping:
-        self._calls.append(None)
+        fd = self._hold()
         try:
-            if self.closed:
-                self._check_open()
-            return Mapping(((self._fd, offset, length),), writable=writable, unmapped=unmapped)
+            return Mapping(((fd, offset, length),), writable=writable, unmapped=unmapped)
         finally:
-            self._end_call()
+            self._file.drop()
 
     def read(self, size: int) -> bytes:
-        self._calls.append(None)
+        fd = self._hold()
         try:
-            self._check_open()
-            return os.read(self._fd, size)
+            return os.read(fd, size)
         finally:
-            self._end_call()
+            self._file.drop()
 
     def write(self, data: bytes) -> int:
-        self._calls.append(None)
+        fd = self._hold()
         try:
-            self._check_open()
-            return os.write(self._fd, data)
+            return os.write(fd, data)
         finally:
-            self._end_call()
+            self._file.drop()
 
     def fileno(self) -> int:
-        self._check_open()
-        return self._fd
+        fd = self._hold()
+        self._file.drop()
+        return fd
 
     def close(self) -> None:
         self.closed = True
-        if not self._calls:
-            self._release()
+        self._close_file.detach()
+        self._file.close()
 
     def abandon(self) -> None:
         # The driver's own release runs only when the parent closes too, so a plain close tells nobody. The calls of
         # threads that the child does not have are no reason to wait.
         self.closed = True
-        self._release()
+        self._close_file.detach()
+        self._file.abandon()
 
-    def _end_call(self) -> None:
-        self._calls.pop()
-        if self.closed and not self._calls:
-            self._release()
-
-    def _release(self) -> None:
-        if self._close_fd.detach() is not None:  # of several threads one gets it
-            os.close(self._fd)
+    def _hold(self) -> int:
+        """The descriptor, until `drop`; `InterfaceClosed`."""
+        fd = self._file.hold()
+        if fd < 0:
+            raise InterfaceClosed(f"{self.name} is closed")
+        return fd
 
 
 class KernelSystem(System):
@@ -147,8 +140,8 @@ class KernelSystem(System):
         return [text for stamp, text in _kernel_messages() if stamp >= since]
 
 
-def _close_unclosed(name: str, fd: int) -> None:
-    os.close(fd)
+def _close_unclosed(name: str, file: Descriptor) -> None:
+    file.close()
     warnings.warn(
         f"an unclosed {DIRECTORY / name} was closed: use close() or a with block", ResourceWarning, stacklevel=2
     )
