@@ -23,12 +23,18 @@ settings.register_profile("xengrant", deadline=None)
 settings.load_profile("xengrant")
 
 
-def eventually(holds: Callable[[], bool], message: Callable[[], str]) -> None:
+def _eventually(holds: Callable[[], bool], message: Callable[[], str]) -> None:
     """Ask, yielding the processor, until it holds."""
     deadline = time.monotonic() + LONG
     while not holds():
         assert time.monotonic() < deadline, message()
         os.sched_yield()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool], Callable[[], str]], None]:
+    """`eventually(holds, message)` asks until it holds, within a deadline."""
+    return _eventually
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def machine() -> Iterator[Machine]:
         machine.create(1)
         machine.create(2)
         yield machine
-        eventually(lambda: not machine.leaks(), lambda: f"still in use: {machine.leaks()}")
+        _eventually(lambda: not machine.leaks(), lambda: f"still in use: {machine.leaks()}")
     left = set(threading.enumerate()) - threads
     for thread in left:
         thread.join(LONG)

@@ -6,8 +6,9 @@ from types import ModuleType
 
 import pytest
 
-from abi import c_program
 from xengrant.abi import evtchn, gntalloc, gntdev, privcmd, unmap_notify
+
+from . import c_program
 
 pytestmark = c_program.need("xen/gntalloc.h", "xen/gntdev.h", "xen/evtchn.h", "xen/privcmd.h")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abi import c_program
 from xengrant.abi import gntdev, grant_table, xen, xs_wire
+
+from . import c_program
 
 pytestmark = c_program.need("xen/xen.h", "xen/grant_table.h", "xen/memory.h", "xen/io/xs_wire.h")
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from library.fake import FakeSystem
 from xengrant.evtchn import EventChannels
 from xengrant.gntshr import Gntshr
 from xengrant.gnttab import Gnttab
+
+from .fake import FakeSystem
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any, Self
 from xengrant.abi.xs_wire import Permission
 from xengrant.errors import InterfaceClosed, XenStoreError
 
-LONG = 20.0  # seconds; no test comes near it
+from . import LONG
 
 
 class Tree:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import xengrant
-from library.fake import FakeSystem
 from xengrant.domain import Domain, _parse_domid
 from xengrant.embedded import Machine
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError
+
+from .fake import FakeSystem
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,18 @@ import errno
 import gc
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import LONG, eventually
 
 import xengrant
 from xengrant import Domain, Grant, UnmapNotify
 from xengrant.embedded import Machine
+
+from . import LONG
+
+Eventually = Callable[[Callable[[], bool], Callable[[], str]], None]
 
 
 def _counts(machine: Machine, domid: int, *names: str) -> tuple[int, ...]:
@@ -75,7 +79,9 @@ def test_each_reason_of_a_refused_map_is_told(machine: Machine, granter: Domain,
         assert _counts(machine, 2, "maps", "mmaps") == (0, 0)
 
 
-def test_a_closed_share_is_freed_when_the_peer_lets_go(machine: Machine, granter: Domain, mapper: Domain) -> None:
+def test_a_closed_share_is_freed_when_the_peer_lets_go(
+    machine: Machine, granter: Domain, mapper: Domain, eventually: Eventually
+) -> None:
     with granter.gntshr() as gntshr, mapper.gnttab() as gnttab:
         share = gntshr.share_pages(2, writable=True)
         mapped = gnttab.map((1, share.refs[0]), writable=True)
@@ -190,7 +196,9 @@ def test_a_lie_in_xenstore_is_a_protocol_error(granter: Domain, mapper: Domain) 
         assert mapper.find(1, "data/demo", timeout=LONG)
 
 
-def test_dom0_and_a_guest_both_learn_that_a_domain_is_gone(machine: Machine, granter: Domain, mapper: Domain) -> None:
+def test_dom0_and_a_guest_both_learn_that_a_domain_is_gone(
+    machine: Machine, granter: Domain, mapper: Domain, eventually: Eventually
+) -> None:
     with granter.gntshr() as gntshr:
         share = gntshr.share_pages(2, writable=True)
         granter.advertise(share, "data/demo")
@@ -222,7 +230,9 @@ def test_a_guest_that_was_shown_nothing_cannot_wait(mapper: Domain) -> None:
         peer.wait_gone(LONG)
 
 
-def test_a_domain_closed_while_its_peers_are_watched_ends_their_threads(machine: Machine) -> None:
+def test_a_domain_closed_while_its_peers_are_watched_ends_their_threads(
+    machine: Machine, eventually: Eventually
+) -> None:
     with xengrant.connect(machine.url(0)) as dom0, ThreadPoolExecutor(1) as pool:
         peer = dom0.peer(1)
         waiting = pool.submit(peer.wait_gone, LONG)

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from library.fake import FakeDevice, FakeSystem, error
 from xengrant.abi import evtchn as abi
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.evtchn import EventChannels, Port
 from xengrant.peer import Peer
 
-LONG = 20.0  # seconds; no test comes near it
+from . import LONG
+from .fake import FakeDevice, FakeSystem, error
 
 
 @pytest.fixture

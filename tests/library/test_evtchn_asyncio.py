@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from library.fake import FakeDevice, FakeSystem, error
 from xengrant.abi import evtchn as abi
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.evtchn import AsyncEventChannels
 
-LONG = 20.0  # seconds; no test comes near it
+from . import LONG
+from .fake import FakeDevice, FakeSystem, error
 
 Body = Callable[[AsyncEventChannels, FakeDevice], Awaitable[None]]
 

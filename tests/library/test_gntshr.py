@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from library.fake import FakeSystem, error
 from xengrant.abi import gntalloc, unmap_notify
 from xengrant.errors import GrantTableFull, InterfaceClosed
 from xengrant.gntshr import Gntshr, UnmapNotify
 from xengrant.memory import PAGE_SIZE
+
+from .fake import FakeSystem, error
 
 _SHARED = ["ALLOC", "mmap", "DEALLOC"]
 _NOTIFIED = ["ALLOC", "mmap", "NOTIFY", "DEALLOC"]

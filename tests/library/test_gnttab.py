@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from library.fake import FakeSystem, error
 from xengrant.abi import gntdev, unmap_notify
 from xengrant.abi import grant_table as xen
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, InvalidGrant, MapError
 from xengrant.gntshr import UnmapNotify
 from xengrant.gnttab import CopySegment, Gnttab, Grant, GrantRef
 from xengrant.memory import PAGE_SIZE
+
+from .fake import FakeSystem, error
 
 _CLOSED = ["MAP", "mmap", "munmap", "UNMAP"]
 

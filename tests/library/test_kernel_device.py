@@ -22,7 +22,7 @@ from xengrant.devices.kernel import KernelDevice, KernelSystem
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
 from xengrant.memory import PAGE_SIZE, Mapping
 
-LONG = 20.0  # seconds; no test comes near it
+from . import LONG
 
 
 @pytest.fixture

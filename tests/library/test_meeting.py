@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.fake_store import Tree
 from xengrant import meeting
 from xengrant.abi.xs_wire import Permission
 from xengrant.errors import ProtocolError, XenStoreError
 from xengrant.gntshr import Share
 from xengrant.gnttab import Grant
 from xengrant.xenstore import XenStore
+
+from .fake_store import Tree
 
 _HOME = "/local/domain/7"
 _PATH = f"{_HOME}/data/demo"

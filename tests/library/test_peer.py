@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from library.fake_store import LONG, Tree
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed, XenStoreError
 from xengrant.peer import AsyncPeer, Peer, shown_path
+
+from . import LONG
+from .fake_store import Tree
 
 _NODE = "/local/domain/7/data/demo"
 
@@ -139,6 +141,21 @@ def test_a_xenstore_that_cannot_be_opened_is_said_and_may_be_tried_again(tree: T
         tree.failures["open"] = InterfaceUnavailable(errno.ENOENT, "no xenbus")
         with pytest.raises(InterfaceUnavailable, match="no xenbus"):
             peer.wait_gone(LONG)
+        _destroy(tree)
+        peer.wait_gone(LONG)
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_open(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _peer(tree) as peer:
+        with monkeypatch.context() as patched:
+
+            def refuse(_: threading.Thread) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                peer.wait_gone(LONG)
+        assert all(store.closed for store in tree.opened)
         _destroy(tree)
         peer.wait_gone(LONG)
 
