@@ -86,6 +86,7 @@ def test_the_largest_share_fits_in_the_nodes_that_find_reads() -> None:
         b"8-",
         b"8-9-10",
         b"9-8",
+        b"8,9-7",
         b"0x8",
         b"8.0",
         b"+8",

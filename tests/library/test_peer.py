@@ -73,6 +73,9 @@ def test_dom0_is_told_when_the_domain_goes(tree: Tree, pool: ThreadPoolExecutor)
         _destroy(tree)
         waiting.result(LONG)
         assert peer.known_gone
+        assert peer._thread is not None
+        peer._thread.join(LONG)
+        assert all(store.closed for store in tree.opened), "the watch is kept though there is nothing left to watch"
         assert peer.gone()
         with pytest.raises(PeerClosed, match="domain 7 is gone"):
             peer.check()
