@@ -36,6 +36,8 @@ __all__ = ["MAX_GRANTS", "CopySegment", "Gnttab", "Grant", "GrantRef", "Mapped"]
 
 _log = logging.getLogger("xengrant.gnttab")
 
+_SEQUENCES = (tuple, list)
+
 # What one map takes (Linux drivers/xen/gntdev.c, `limit`).
 MAX_GRANTS = 65536
 
@@ -140,7 +142,7 @@ class Gnttab:
         nothing, `InterfaceClosed`. One notification for each map (Linux
         drivers/xen/gntdev.c); its byte is cleared only in a writable map.
         """
-        if notify is None and isinstance(grants, tuple | list):
+        if notify is None and isinstance(grants, _SEQUENCES):
             taken: tuple[Grant, ...] = (grants,) if type(grants) is Grant else tuple(grants)
             mapped = self._device.map(taken, Grant, writable)
             if mapped is not None:
