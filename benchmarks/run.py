@@ -38,7 +38,7 @@ class Ratio(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure xengrant beside C over libxengnttab on real Xen.")
     parser.add_argument("--release", choices=("bookworm", "trixie"), action="append", help="default: both")
-    parser.add_argument("--turns", type=int, default=25, help="turns of each program for each size (default: 25)")
+    parser.add_argument("--turns", type=int, default=60, help="turns of each program for each size (default: 60)")
     parser.add_argument("--print", type=Path, nargs="+", metavar="FILE", help="run nothing: print the results in FILE")
     options = parser.parse_args()
     if options.print:

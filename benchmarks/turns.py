@@ -70,7 +70,7 @@ def measure(programs: dict[str, list[str]], sizes: list[tuple[int, int]], turns:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure programs in turns; prints JSON.")
-    parser.add_argument("--turns", type=int, default=25, help="turns of each program (default: 25)")
+    parser.add_argument("--turns", type=int, default=60, help="turns of each program (default: 60)")
     parser.add_argument("--size", action="append", required=True, metavar="PAGES:CYCLES")
     parser.add_argument("program", nargs="+", metavar="NAME=COMMAND")
     options = parser.parse_args()

@@ -16,16 +16,13 @@ from pathlib import Path
 
 from lab.dom0 import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS, Guest, xl
 
-CYCLES = {
-    "share": {1: 100, 16: 60, 128: 20},
-    "map": {1: 100, 16: 60, 128: 20},
-}
-"""Cycles of a turn for each number of pages: about 0.1 s. Short turns meet the same weather as their neighbours."""
+CYCLES = {1: 25, 16: 15, 128: 6}
+"""Cycles of a turn for each number of pages: 20 to 50 ms. Short turns meet the same weather as their neighbours."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--turns", type=int, default=60)
     turns = parser.parse_args().turns
     missing = [name for name in ("share-loop", "map-loop") if not (BIN / name).is_file()]
     if missing:
@@ -35,16 +32,16 @@ def main() -> None:
     files = {"opt/xengrant/benchmarks": PROJECT / "benchmarks"}
     with Guest.create("bench", config_extra='cpus = "1"', files=files, timeout=180) as guest:
         programs = ["C=/opt/bin/share-loop 0", "Python=python3 -m benchmarks.share_loop 0"]
-        command = ["python3", *_turns("share", turns), *programs]
+        command = ["python3", *_turns(turns), *programs]
         found["share"] = json.loads(guest.check(shlex.join(command), timeout=300))
         print("share + munmap in the guest: done", flush=True)
 
-        refs = _hold(guest, max(CYCLES["map"]))
+        refs = _hold(guest, max(CYCLES))
         programs = [
             f"C={BIN}/map-loop {guest.domid} {refs}",
             f"Python={sys.executable} -m benchmarks.map_loop {guest.domid} {refs}",
         ]
-        command = [sys.executable, *_turns("map", turns), *programs]
+        command = [sys.executable, *_turns(turns), *programs]
         found["map"] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         print("map + unmap in dom0: done", flush=True)
     (RESULTS / "bench.json").write_text(json.dumps(found, indent=1))
@@ -76,8 +73,8 @@ def _about() -> dict[str, object]:
     }
 
 
-def _turns(loop: str, turns: int) -> list[str]:
-    sizes = [f"--size={pages}:{cycles}" for pages, cycles in CYCLES[loop].items()]
+def _turns(turns: int) -> list[str]:
+    sizes = [f"--size={pages}:{cycles}" for pages, cycles in CYCLES.items()]
     return ["-m", "benchmarks.turns", f"--turns={turns}", *sizes]
 
 
