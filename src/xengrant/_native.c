@@ -252,8 +252,9 @@ static Py_ssize_t page_size;
 /* What one call of Descriptor's takes at most. */
 #define MAX_PAGES 65536
 
-/* Every Mapping whose memory is this process's, for a fork. The lock is also held from mmap until the mapping is
- * in the list, so that no fork copies pages in between. Nobody waits for the GIL while holding it. */
+/* Every Mapping whose memory is this process's, for a fork. The lock is held from mmap until the mapping is in the
+ * list, so that no fork copies pages in between, and from munmap until it is out of it, since a fork keeps what it
+ * finds at a listed address from the child. Nobody waits for the GIL while holding it. */
 static Mapping *mapped;
 static pthread_mutex_t mapped_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -348,15 +349,14 @@ unmap(Mapping *self)
 {
     int error = 0;
     Py_BEGIN_ALLOW_THREADS
-    if (munmap(self->address, (size_t)self->length) < 0) {
+    pthread_mutex_lock(&mapped_lock);
+    if (munmap(self->address, (size_t)self->length) < 0)
         error = errno;
-    } else {
-        pthread_mutex_lock(&mapped_lock);
+    else
         unlink_mapped(self);
-        pthread_mutex_unlock(&mapped_lock);
-        if (self->granted != NULL)
-            end_grants(self);
-    }
+    pthread_mutex_unlock(&mapped_lock);
+    if (error == 0 && self->granted != NULL)
+        end_grants(self);
     Py_END_ALLOW_THREADS
     if (error != 0) {
         __atomic_fetch_and(&self->state, ~CLOSED, __ATOMIC_ACQ_REL);
@@ -664,8 +664,8 @@ memory_dealloc(PyObject *object)
         PyObject_ClearWeakRefs(object);
     if (self->address != NULL && !(state_of(self) & FORKED)) {
         /* A subclass's __del__ did not call ours, or munmap failed there. Nobody is left to be told. */
-        munmap(self->address, (size_t)self->length);
         pthread_mutex_lock(&mapped_lock);
+        munmap(self->address, (size_t)self->length);
         unlink_mapped(self);
         pthread_mutex_unlock(&mapped_lock);
     }
@@ -1383,14 +1383,16 @@ after_fork_in_parent(void)
 }
 
 /* MADV_DONTFORK left a hole where each mapping was. Filled with what faults, before something else of the
- * child comes to lie there and a view from before the fork reads and writes it. */
+ * child comes to lie there and a view from before the fork reads and writes it. Where madvise failed, the
+ * pages came along and are replaced. */
 static void
 after_fork_in_child(void)
 {
     while (mapped != NULL) {
         Mapping *self = mapped;
         mmap(self->address, (size_t)self->length, PROT_NONE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
+                 (self->kept_from_children ? MAP_FIXED_NOREPLACE : MAP_FIXED), -1, 0);
         __atomic_fetch_or(&self->state, CLOSED | FORKED, __ATOMIC_ACQ_REL);
         unlink_mapped(self);
     }
