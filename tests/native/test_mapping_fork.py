@@ -71,7 +71,9 @@ def test_the_child_neither_unmaps_nor_tells_nor_warns(make_pages: MakePages) -> 
     def check() -> None:
         nonlocal kept, closing
         views.clear()
-        kept.close()
+        for end in (Mapping.close, Mapping.close_on_release):
+            end(kept)
+            end(closing)
         del kept, closing
         assert told == []
         assert [permissions_at(address) for address in addresses] == ["---p", "---p"]

@@ -263,19 +263,15 @@ def test_an_error_of_the_callback_is_unraisable_at_the_last_view(make_pages: Mak
     assert unraisable == ["RuntimeError: told badly"]
 
 
-def test_the_last_view_released_while_an_error_is_handled_keeps_that_error(
-    make_pages: MakePages, unraisable: list[str]
-) -> None:
-    def fail() -> None:
-        view = memoryview(mapping)
-        mapping.close_on_release()
-        view[PAGE_SIZE]
-
-    mapping = one_page(make_pages, unmapped=_refuse)
-    with pytest.raises(IndexError):
-        fail()
-    assert mapping.exports == 0
+def test_the_last_view_released_by_a_failing_call_keeps_its_error(make_pages: MakePages, unraisable: list[str]) -> None:
+    told: list[str] = []
+    for unmapped in (_refuse, lambda: told.append("unmapped")):
+        mapping = one_page(make_pages, unmapped=unmapped)
+        with pytest.raises(TypeError, match="pow"):
+            pow(memoryview(mapping), mapping.close_on_release())  # type: ignore[call-overload, func-returns-value]
+        assert mapping.exports == 0
     assert unraisable == ["RuntimeError: told badly"]
+    assert told == ["unmapped"]
 
 
 def test_a_dropped_mapping_warns_and_is_unmapped(make_pages: MakePages, unmapped: Unmapped) -> None:
