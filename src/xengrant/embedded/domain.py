@@ -94,7 +94,7 @@ class Table:
         self.memory.close()
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Domain:
     """One domain. `dying` is one that was destroyed while others still map its pages."""
 
@@ -110,6 +110,13 @@ class Domain:
     files: set[File] = field(default_factory=set)
     paused: bool = False
     dying: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Domain {self.domid} {self.name}, {self.state}>"
+
+    @property
+    def state(self) -> str:
+        return "dying" if self.dying else "paused" if self.paused else "running"
 
     @property
     def privileged(self) -> bool:

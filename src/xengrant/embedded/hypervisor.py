@@ -135,7 +135,7 @@ class Hypervisor:
         builders = sum(handle.pins for maps in self._toolstack.values() for handle in maps) if domain.privileged else 0
         return {
             "name": domain.name,
-            "state": "dying" if domain.dying else "paused" if domain.paused else "running",
+            "state": domain.state,
             "lifetime": domain.settings.lifetime,
             "frames": domain.table.frames,
             "grants": 0 if domain.dying else domain.linux.table.num_held,
