@@ -29,7 +29,7 @@ _PATH = re.compile(r"/|/?[A-Za-z0-9_@-]+(/[A-Za-z0-9_@-]+)*")
 _CHILD = re.compile(rb"[A-Za-z0-9_@-]+")
 
 
-class Refusal(Exception):  # noqa: N818 - never leaves the client: it becomes a XenStoreError
+class Refusal(Exception):
     """xenstore answered `request` with an error."""
 
     def __init__(self, request: Request, number: int, name: str) -> None:

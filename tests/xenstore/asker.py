@@ -7,7 +7,7 @@ from xengrant.abi.xs_wire import Operation
 from xengrant.embedded.xenstored import XenStored
 
 
-class Refusal(Exception):  # noqa: N818 - an answer
+class Refusal(Exception):
     """The error's name."""
 
     def __init__(self, name: str) -> None:

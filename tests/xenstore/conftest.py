@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from store_server import SocketDevice, StoreServer
 
 from xengrant.xenstore import XenStore
+
+from .store_server import SocketDevice, StoreServer
 
 
 @pytest.fixture

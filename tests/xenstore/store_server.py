@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from worker import LONG
-
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.devices import Device
 from xengrant.embedded.xenstored import ProtocolViolation, StoreConnection, XenStored
+
+from .worker import LONG
 
 T = TypeVar("T")
 

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
-from store_server import LinuxDevice, NarrowDevice, SocketDevice, StoreServer
-from worker import LONG
 
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError, XenStoreError
 from xengrant.xenstore import AsyncTransaction, AsyncXenStore, Permission
+
+from .store_server import LinuxDevice, NarrowDevice, SocketDevice, StoreServer
+from .worker import LONG
 
 Pair = tuple[SocketDevice, socket.socket]
 Test = Callable[[AsyncXenStore], Awaitable[None]]
@@ -273,10 +274,15 @@ def test_close_ends_every_wait(pair: Pair) -> None:
     run_on(pair[0], test)
 
 
-def test_the_servers_end_ends_every_wait(pair: Pair) -> None:
+@pytest.mark.parametrize("unread", [True, False])
+def test_the_servers_end_ends_every_wait(pair: Pair, unread: bool) -> None:
+    """With unread requests the socket says ECONNRESET, else it is at its end."""
+
     async def test(store: AsyncXenStore) -> None:
         tasks = [asyncio.create_task(store.read("domid")) for _ in range(3)]
         await asyncio.sleep(0)
+        if not unread:
+            pair[1].recv(4096)
         pair[1].close()
         for task in tasks:
             with pytest.raises(InterfaceUnavailable, match="closed the connection"):
@@ -319,5 +325,20 @@ def test_the_kernels_device(server: StoreServer) -> None:
         device.refuse = errno.E2BIG
         with pytest.raises(XenStoreError, match="no watch on data"):
             await store.watch("data")
+
+    run_on(device, test)
+
+
+def test_a_device_that_refuses_late(server: StoreServer) -> None:
+    """When it was not ready at first, and write() then says what is wrong."""
+    device = LinuxDevice(server.device(1).sock)
+
+    async def test(store: AsyncXenStore) -> None:
+        device.refuse = errno.EAGAIN
+        task = asyncio.create_task(store.watch("data"))
+        await asyncio.sleep(0)
+        device.refuse = errno.E2BIG
+        with pytest.raises(XenStoreError, match="no watch on data"):
+            await task
 
     run_on(device, test)

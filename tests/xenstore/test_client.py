@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from store_server import LinuxDevice, NarrowDevice, SocketDevice, StoreServer
-from worker import LONG, Worker, until
 
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError, XenStoreError
 from xengrant.xenstore import Permission, Transaction, Watch, XenStore
+
+from .store_server import LinuxDevice, NarrowDevice, SocketDevice, StoreServer
+from .worker import LONG, Worker, until
 
 Open = Callable[[int], XenStore]
 

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from asker import Asker, Refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.embedded.xenstored import ProtocolViolation, XenStored
+
+from .asker import Asker, Refusal
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
-from asker import Asker, Refusal
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from xengrant.embedded.xenstored import XenStored
+
+from .asker import Asker, Refusal
 
 DOMIDS = (0, 1, 2)
 NAMES = ("a", "b", "c")

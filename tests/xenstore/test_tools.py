@@ -8,10 +8,11 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from store_server import StoreServer
-from worker import LONG
 
 from xengrant.abi.xs_wire import Permission
+
+from .store_server import StoreServer
+from .worker import LONG
 
 pytestmark = pytest.mark.skipif(shutil.which("xenstore-ls") is None, reason="Debian's xenstore-utils are not installed")
 

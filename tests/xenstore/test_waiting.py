@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from worker import LONG, Worker, until
 
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError
 from xengrant.waiting import SharedReader, deadline_after
+
+from .worker import LONG, Worker, until
 
 
 class Pipe:

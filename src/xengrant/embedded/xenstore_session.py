@@ -42,7 +42,7 @@ _PRIVILEGED = {
 _OK = b"OK\0"
 
 
-class ProtocolViolation(ProtocolError):  # noqa: N818 - named like the errors of xengrant.errors
+class ProtocolViolation(ProtocolError):
     """The client broke the message format: it is to be disconnected."""
 
 

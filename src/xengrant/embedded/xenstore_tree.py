@@ -21,7 +21,7 @@ _NODE_HEADER = 24  # struct xs_tdb_record_hdr
 _PERMISSION_SIZE = 8  # struct xs_permissions
 
 
-class Refused(Exception):  # noqa: N818 - it is xenstored's answer, not a failure of this program
+class Refused(Exception):
     """The request is answered with this error."""
 
     def __init__(self, number: int) -> None:
