@@ -40,16 +40,15 @@ def fails(call: Callable[[], object]) -> int | None:
         try:
             call()
         except OSError as error:
-            assert "Too many open files" in str(error)
-            return error.errno
+            return error.errno if "Too many open files" in str(error) else None
     return None
 
 
 def test_a_machine_without_descriptors_says_so_and_recovers(small_machine: str) -> None:
     system = open_system(f"embedded:{small_machine}?domid=1")
     device, events = system.open("gntalloc"), system.open("evtchn")
-    for writable in (True, False):
-        assert fails(lambda writable=writable: alloc(device, 2, writable=writable)) == errno.ENOMEM
+    assert fails(lambda: alloc(device, 2)) == errno.ENOMEM
+    assert fails(lambda: alloc(device, 2, writable=False)) == errno.ENOMEM
     assert fails(lambda: bind_unbound(events, 2)) == errno.ENOMEM
     device.close()
     bind_unbound(events, 2)
