@@ -7,6 +7,7 @@ quota is full, is found by asking further, outside of any transaction.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import NO_TRANSACTION, Operation
@@ -151,7 +152,7 @@ def _too_big(request: Request) -> str:
     return "the answer does not fit one message"
 
 
-_BY_ERRNO = {
+_BY_ERRNO: dict[int, Callable[[Request], str]] = {
     errno.ENOENT: _missing,
     errno.E2BIG: _too_big,
     errno.EINVAL: _invalid,
