@@ -1,7 +1,7 @@
 """Writing cpio archives in the "newc" format, the only one Linux unpacks as an initramfs.
 
-The host side (`lab.images`) turns Debian root file systems, which mmdebstrap delivers as tar files, into initramfs images
-with it; the dom0 side (`lab.dom0.overlay`) writes the small archive that is appended to a guest's image.
+The host side (`lab.images`) turns Debian root file systems, which mmdebstrap delivers as tar files, into initramfs
+images with it; the dom0 side (`lab.dom0.overlay`) writes the small archive that is appended to a guest's image.
 Layout: Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Self
 
 __all__ = ["CpioWriter"]
 
@@ -32,13 +32,13 @@ _TAR_KINDS = {
 class CpioWriter:
     """An archive under construction. Hard links are written as copies; everything belongs to root unless told."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: IO[bytes]) -> None:
         self._out = out
         self._inode = 0
         self._offset = 0
         self._names: set[str] = set()
 
-    def __enter__(self) -> CpioWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, exc_type: object, exc: object, traceback: object) -> None:

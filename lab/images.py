@@ -1,8 +1,9 @@
 """Building what the lab boots: Xen, Linux and the root file systems of dom0 and the guests, as files in the cache.
 
-Called by `lab.run` and by `python3 -m lab images`. One directory for each release and recipe; it appears under its name only
-when it is whole. The images hold Debian packages and nothing of the project: what changes from run to run is appended by
-`lab.machine` (dom0) and `lab.dom0.overlay` (guests), so a change of the project never makes them stale.
+Called by `lab.run` and by `python3 -m lab images`. One directory for each release and recipe; it appears under its
+name only when it is whole. The images hold Debian packages and nothing of the project: what changes from run to run
+is appended by `lab.machine` (dom0) and `lab.dom0.overlay` (guests), so a change of the project never makes them
+stale.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import os
 import re
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import time
@@ -27,13 +28,15 @@ from lab.releases import Release
 
 __all__ = ["Images", "images"]
 
-_UNUSED = re.compile(
+_UNWANTED = re.compile(
     r"usr/share/(doc|info|lintian|locale|man|perl|zoneinfo)/|usr/lib/udev/|usr/lib/apt/|usr/lib/xen-[^/]*/boot/"
     r"|usr/lib/x86_64-linux-gnu/(gconv|perl)/|usr/lib/python3[^/]*/(pydoc_data|test|lib2to3)/"
     r"|var/cache/|var/lib/(apt|dpkg)/|boot/|dev/"
 )
-_GUEST_UNUSED = re.compile(r"usr/s?bin/(dpkg|update-alternatives|start-stop-daemon)|usr/share/")
+_GUEST_UNWANTED = re.compile(r"usr/s?bin/(dpkg|update-alternatives|start-stop-daemon)|usr/share/")
 _KERNEL_WANTED = re.compile(r"(usr/)?lib/modules/[^/]+/(modules\.|.*/(%s)\.ko(\.xz)?$)|boot/(vmlinuz|xen)-")
+_KEPT_SECONDS = 14 * 86400
+"""Images that no run has used for so long are removed: they are of a recipe that was changed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ def images(release: Release) -> Images:
         with paths.exclusive("images", "another build of images to end"):
             if not directory.is_dir():
                 _build(release, directory)
+    os.utime(directory)
+    for other in directory.parent.glob("*-*/xen"):
+        if time.time() - other.parent.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(other.parent, ignore_errors=True)
     return Images(directory)
 
 
@@ -102,9 +109,6 @@ def _build(release: Release, directory: Path) -> None:
         _guest(work, made)
         made.chmod(0o755)
         made.rename(directory)
-    for old in directory.parent.glob(f"{release.name}-*"):
-        if old != directory:
-            shutil.rmtree(old, ignore_errors=True)
     size = sum(file.stat().st_size for file in directory.iterdir()) >> 20
     paths.progress(f"images of {release.name}: {size} MiB in {time.monotonic() - started:.0f} s")
 
@@ -114,15 +118,13 @@ def _debian(release: Release, variant: str, packages: tuple[str, ...], tar: Path
     started = time.monotonic()
     command = ["mmdebstrap", f"--variant={variant}", f"--include={','.join(packages)}", *mirrors.apt_options()]
     command += ["--architectures=amd64", release.name, str(tar), *mirrors.sources(release.name)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise LabError(f"mmdebstrap of {tar.stem} for {release.name} failed:\n{done.stderr[-3000:]}")
+    tools.call(*command)
     paths.progress(f"{release.name}: packages for {tar.stem} in {time.monotonic() - started:.0f} s")
 
 
 def _kernel(tar: Path, work: Path, made: Path) -> None:
     """Take Xen, Linux and the few modules the lab uses out of their packages; the modules go to work/modules."""
-    names = {name for name in (*releases.DOM0_MODULES, *releases.GUEST_MODULES)}
+    names = {*releases.DOM0_MODULES, *releases.GUEST_MODULES}
     wanted = re.compile(_KERNEL_WANTED.pattern % "|".join(map(re.escape, sorted(names))))
     with tarfile.open(tar) as archive:
         for member in archive:
@@ -141,12 +143,12 @@ def _kernel(tar: Path, work: Path, made: Path) -> None:
                 target = work / "modules" / name.removeprefix("usr/").removesuffix(".xz")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(lzma.decompress(content) if name.endswith(".xz") else content)
-    _run("depmod", "-b", str(work / "modules"), version)
+    tools.call("depmod", "-b", str(work / "modules"), version)
     (made / "vmlinux").write_bytes(_unpack_bzimage((made / "vmlinuz").read_bytes()))
 
 
 def _unpack_bzimage(image: bytes) -> bytes:
-    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length)."""
+    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst: payload_offset, payload_length)."""
     setup_sectors = image[0x1F1] or 4
     offset = int.from_bytes(image[0x248:0x24C], "little") + (setup_sectors + 1) * 512
     payload = image[offset : offset + int.from_bytes(image[0x24C:0x250], "little")]
@@ -154,7 +156,7 @@ def _unpack_bzimage(image: bytes) -> bytes:
         return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload)
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
         # The last four bytes are the unpacked size, which is no part of the zstd stream.
-        return subprocess.run(["zstd", "-dc"], input=payload[:-4], capture_output=True, check=True).stdout
+        return tools.call("zstd", "-dc", input=payload[:-4])
     raise LabError(f"the kernel is compressed in a way the lab does not know: it starts with {payload[:6].hex()}")
 
 
@@ -164,7 +166,7 @@ def _dom0(work: Path, made: Path) -> None:
         open(made / "dom0.cpio", "wb") as out,
         CpioWriter(out) as image,
     ):
-        image.tar(debian, lambda name: None if _UNUSED.match(name) else name)
+        image.tar(debian, lambda name: None if _UNWANTED.match(name) else name)
         image.tree("usr/lib/modules", work / "modules" / "lib" / "modules")
         for directory in ("dev", "proc", "sys"):
             image.directory(directory)
@@ -172,14 +174,14 @@ def _dom0(work: Path, made: Path) -> None:
 
 
 def _guest(work: Path, made: Path) -> None:
-    """Debian's files below /usr, whatever the release; Python's standard library from dom0, where it is compiled already."""
+    """Debian's files, all below /usr; Python's standard library comes from dom0, where it is compiled already."""
     with (
         tarfile.open(work / "guest.tar") as debian,
         tarfile.open(work / "dom0.tar") as dom0,
         open(made / "guest.cpio", "wb") as out,
         CpioWriter(out) as image,
     ):
-        image.tar(dom0, lambda name: name if re.match(r"usr/lib/python3", name) and not _UNUSED.match(name) else None)
+        image.tar(dom0, lambda name: name if re.match(r"usr/lib/python3", name) and not _UNWANTED.match(name) else None)
         image.tar(debian, _below_usr)
         image.tree("usr/lib/modules", work / "modules" / "lib" / "modules")
         for link in ("bin", "sbin", "lib", "lib64"):
@@ -191,10 +193,4 @@ def _guest(work: Path, made: Path) -> None:
 def _below_usr(name: str) -> str | None:
     if re.match(r"(s?bin|lib|lib64)(/|$)", name):
         name = f"usr/{name}"
-    return None if _UNUSED.match(name) or _GUEST_UNUSED.match(name) else name
-
-
-def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise LabError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return None if _UNWANTED.match(name) or _GUEST_UNWANTED.match(name) else name

@@ -6,8 +6,9 @@ Called by `lab.images`. The lab has no mirror of its own to prefer; a host that 
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 
+from lab import tools
 from lab.errors import LabError
 
 __all__ = ["apt_options", "sources"]
@@ -34,15 +35,14 @@ def sources(release: str) -> list[str]:
 
 def apt_options() -> list[str]:
     """The host's own settings on how to download (proxies, date checks), as mmdebstrap arguments."""
-    dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
+    if not shutil.which("apt-config"):
+        return []
+    dump = tools.call("apt-config", "dump", "Acquire").decode()
     kept = [line for line in dump.splitlines() if "::IndexTargets" not in line and not line.endswith(' "";')]
     return [f"--aptopt={line.removesuffix(';')}" for line in kept]
 
 
 def _configured() -> list[tuple[str, str]]:
-    command = ["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except FileNotFoundError:
-        raise LabError(f"this host has no apt: {_ADVICE}, and install mmdebstrap") from None
+    command = ("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
+    found = tools.call(*command).decode() if shutil.which("apt-get") else ""
     return [(label, uri) for label, _, uri in (line.partition(" ") for line in found.splitlines())]

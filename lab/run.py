@@ -1,13 +1,11 @@
 """One run: boots a machine, shows what the job prints as it prints it, and says in plain words how it ended.
 
-Called by `python3 -m lab`. dom0 reports through files in the results directory, which both see (9p): `.stage` what its init is
-doing, `job.log` the job's output, `.status` its exit status.
+Called by `python3 -m lab`. dom0 reports through files in the results directory, which both see (9p): `.stage` what
+its init is doing, `job.log` the job's output, `.status` its exit status.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import re
 import shutil
 import sys
@@ -18,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lab import paths, tools
-from lab.cpio import CpioWriter
+from lab import initrd, paths, tools
 from lab.errors import LabError
 from lab.images import images
 from lab.machine import Machine
@@ -27,11 +24,9 @@ from lab.releases import Release
 
 __all__ = ["run", "shell"]
 
-BOOT_SECONDS = 120
-"""How long Xen, dom0 and its toolstack may take; about 15 s on two idle cores."""
+BOOT_SECONDS = 300
+"""How long Xen, dom0 and its toolstack may take; about 15 s on two idle cores, minutes on busy ones."""
 
-_EXPORTED = ("src", "lab", "tests", "benchmarks", "examples")
-_NOISE = re.compile(r"(^|/)(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
 _PANIC = re.compile(r"Kernel panic|Panic on CPU|Domain 0 crashed|BUG: unable|general protection fault|FATAL TRAP")
 
 
@@ -40,7 +35,7 @@ def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout
     if not (paths.LAB / "jobs" / f"{job}.py").is_file():
         known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
         raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
-    request = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
+    request: dict[str, object] = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
     with _started(release, request, job, interactive=keep) as (machine, results, booting):
         if keep:
             machine.wait()
@@ -50,12 +45,13 @@ def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout
             booted = _wait_for_job(machine, results, booting)
             return _follow(machine, results, output, timeout, booted - booting)
         finally:
-            output.show()
+            output.show(end=True)
 
 
 def shell(release: Release, guest: str) -> int:
     """An interactive shell in dom0, with the project and the lab's Python at hand."""
-    with _started(release, {"guest": guest, "release": release.name}, "shell", interactive=True) as (machine, _, _booting):
+    request: dict[str, object] = {"guest": guest, "release": release.name}
+    with _started(release, request, "shell", interactive=True) as (machine, _results, _booting):
         machine.wait()
     return 0
 
@@ -75,30 +71,11 @@ def _started(
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xengrant-lab-")))
         if interactive and sys.stdin.isatty():
             stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
-        overlay = _overlay(request, interactive=interactive)
+        initrd.write(work / "dom0.cpio", built, request, interactive=interactive)
         paths.progress(f"booting Xen {release.xen} and Debian {release.name}; log: {results / 'boot.log'}")
         booting = time.monotonic()
-        yield stack.enter_context(Machine(built, overlay, results, work, interactive=interactive)), results, booting
-
-
-def _overlay(request: dict[str, object], *, interactive: bool) -> bytes:
-    """What is appended to dom0's image: its init, and a snapshot of the project at /opt/project."""
-    out = io.BytesIO()
-    with CpioWriter(out) as archive:
-        archive.file("init", (paths.LAB / "init" / "dom0.sh").read_bytes(), mode=0o755)
-        archive.tree("etc/fstab", paths.LAB / "init" / "dom0.fstab")
-        for directory in ("images", "results", "var/log/xen", "var/lib/xen"):
-            archive.directory(directory)
-        for name in _EXPORTED:
-            if (paths.CHECKOUT / name).is_dir():
-                archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, lambda path: not _NOISE.search(str(path)))
-        programs = paths.CHECKOUT / "build" / "lab" / "bin"
-        if programs.is_dir():
-            archive.tree("opt/project/bin", programs)
-        archive.file("opt/project/run.json", json.dumps(request).encode())
-        if interactive:
-            archive.file("opt/project/interactive", b"")
-    return out.getvalue()
+        machine = stack.enter_context(Machine(built, work / "dom0.cpio", results, work, interactive=interactive))
+        yield machine, results, booting
 
 
 def _wait_for_job(machine: Machine, results: Path, booting: float) -> float:
@@ -118,14 +95,12 @@ def _wait_for_job(machine: Machine, results: Path, booting: float) -> float:
 def _follow(machine: Machine, results: Path, output: _Output, timeout: float, boot_time: float) -> int:
     started = time.monotonic()
     while True:
-        status = _read(results / ".status")
-        output.show()
-        taken = time.monotonic() - started
+        ended, status, taken = machine.ended(), _read(results / ".status"), time.monotonic() - started
+        output.show(end=bool(status))
         if status:
-            output.show()
             paths.progress(f"boot {boot_time:.1f} s, job {taken:.1f} s, exit status {status}; results: {results}")
             return int(status)
-        if machine.ended():
+        if ended:
             raise LabError(_explain(machine, results, f"the machine stopped {taken:.0f} s into the job"))
         if taken > timeout:
             raise LabError(_explain(machine, results, f"the job was not done within {timeout:g} s and was stopped"))
@@ -138,7 +113,8 @@ class _Output:
     def __init__(self, log: Path, prefix: str) -> None:
         self._log, self._prefix, self._shown, self._partial = log, prefix, 0, b""
 
-    def show(self) -> None:
+    def show(self, *, end: bool) -> None:
+        """Print what is new; at the `end` also a last line that was not completed."""
         try:
             with open(self._log, "rb") as log:
                 log.seek(self._shown)
@@ -147,6 +123,8 @@ class _Output:
             return
         self._shown += len(new)
         *lines, self._partial = (self._partial + new).split(b"\n")
+        if end and self._partial:
+            lines, self._partial = [*lines, self._partial], b""
         for line in lines:
             print(f"{self._prefix} | {line.decode(errors='replace')}", flush=True)
 

@@ -9,7 +9,7 @@ import subprocess
 from lab.errors import LabError
 from lab.paths import progress
 
-__all__ = ["need"]
+__all__ = ["call", "need"]
 
 # What is looked for (a program, or a file given by its path), and the package that brings it.
 _BUILD = {"mmdebstrap": "mmdebstrap", "depmod": "kmod", "zstd": "zstd"}
@@ -17,7 +17,7 @@ _RUN = {"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "/usr/
 
 
 def need(*, build: bool) -> None:
-    """Make sure that QEMU, and with `build` what makes images, is there: installs it if this is root, else says what to do."""
+    """Make sure that QEMU, and with `build` what makes images, is there: install it as root, else say what to do."""
     wanted = {**_RUN, **(_BUILD if build else {})}
     missing = sorted({package for thing, package in wanted.items() if not _present(thing)})
     if not missing:
@@ -28,9 +28,16 @@ def need(*, build: bool) -> None:
     progress(f"installing {' '.join(missing)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (["apt-get", "update"], command):
-        done = subprocess.run(step, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise LabError(f"{' '.join(step)} failed:\n{done.stdout[-1500:]}{done.stderr[-1500:]}")
+        call(*step, environment=environment)
+
+
+def call(*command: str, input: bytes = b"", environment: dict[str, str] | None = None) -> bytes:
+    """Run a program and return its output; LabError with the end of what it printed if it fails."""
+    done = subprocess.run(command, input=input, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        printed = (done.stderr or done.stdout).decode(errors="replace")
+        raise LabError(f"{' '.join(command[:6])} failed with {done.returncode}:\n{printed[-3000:]}")
+    return done.stdout
 
 
 def _present(thing: str) -> bool:

@@ -1,8 +1,8 @@
-"""Speaking to a guest over its console: sends requests to init/agent.py there, and picks its answers out of what comes back.
+"""Speaking to a guest over its console: sends requests to init/agent.py there, picks answers out of what comes back.
 
-Called by `lab.dom0.guest`. The console is a terminal that the guest's kernel may write to as well, so answers are framed,
-compressed (a console carries some 10 KiB a second under emulation), sent in base64 and checked; one that was cut into is
-asked for again. The requests are described in init/agent.py.
+Called by `lab.dom0.guest`. The console is a terminal that the guest's kernel may write to as well, so answers are
+framed, compressed (a console carries some 10 KiB a second under emulation), sent in base64 and checked; one that was
+cut into is asked for again. The requests are described in init/agent.py.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ class Console:
         self._reader.start()
 
     def wait_ready(self, deadline: float) -> bool:
-        """Wait until the agent in the guest answers; False if it does not by then. It drops what comes before it is up."""
-        tags = []
+        """Wait until the agent in the guest answers; False if it does not by then. It drops what it got before."""
         while time.monotonic() < deadline:
-            tags.append(self.ask("hello"))
+            self.ask("hello")
             with self._changed:
-                if self._changed.wait_for(lambda: self._closed or any(tag in self._answers for tag in tags), timeout=0.5):
+                if self._changed.wait_for(lambda: bool(self._answers) or self._closed, timeout=0.5):
                     return not self._closed
         return False
 
@@ -76,7 +75,8 @@ class Console:
     def pid(self, tag: int, deadline: float) -> int | None:
         """The process id in the guest of started commands; None if it is not known by then."""
         with self._changed:
-            self._changed.wait_for(lambda: tag in self._pids or self._closed, timeout=max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            self._changed.wait_for(lambda: tag in self._pids or self._closed, timeout=left)
             return self._pids.get(tag)
 
     def answered(self, tag: int) -> bool:
@@ -86,9 +86,8 @@ class Console:
     def wait(self, tag: int, deadline: float) -> Answer | None:
         """Wait for an answer; None if it has not come by then. ConsoleClosed if the domain has ended."""
         with self._changed:
-            done = self._changed.wait_for(
-                lambda: tag in self._answers or self._closed, timeout=max(0.0, deadline - time.monotonic())
-            )
+            left = max(0.0, deadline - time.monotonic())
+            done = self._changed.wait_for(lambda: tag in self._answers or self._closed, timeout=left)
             if tag in self._answers:
                 return self._answers[tag]
         if done:
@@ -122,7 +121,7 @@ class Console:
 
     def _read(self) -> None:
         partial = b""
-        answer: tuple[int, ...] = ()
+        answer: tuple[int, int, int] | None = None
         body: list[bytes] = []
         while not self._closed:
             if not select.select([self._fd], [], [], 0.5)[0]:
@@ -138,10 +137,10 @@ class Console:
             *lines, partial = (partial + data).split(b"\n")
             for line in map(bytes.strip, lines):
                 if begin := _ANSWER.search(line):
-                    answer, body = tuple(map(int, begin.groups())), []
+                    answer, body = (int(begin[1]), int(begin[2]), int(begin[3])), []
                 elif answer and line == b"@lab end %d" % answer[0]:
                     self._complete(*answer, b"".join(body))
-                    answer = ()
+                    answer = None
                 elif answer and _BASE64.fullmatch(line):
                     body.append(line)
                 elif started := _STARTED.search(line):

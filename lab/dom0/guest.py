@@ -1,6 +1,7 @@
 """A guest domain, from `xl create` to `xl destroy`, and commands run in it.
 
-What jobs are written against. Calls `xl`, the guest's console (`lab.dom0.console`) and `lab.dom0.overlay` for its files.
+What jobs are written against. Calls `xl`, the guest's console (`lab.dom0.console`) and `lab.dom0.overlay` for its
+files.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from lab.dom0 import overlay
 from lab.dom0.console import Console, ConsoleClosed
-from lab.dom0.places import GUEST_KIND, RESULTS
+from lab.dom0.places import GUEST_KIND, IMAGES, RESULTS
 from lab.dom0.xl import XlError, xenstore_read, xl
+from lab.linux import QUICK
 
 __all__ = ["Command", "Guest", "GuestError", "GuestTimeout", "Result"]
 
@@ -30,7 +32,7 @@ class GuestTimeout(GuestError, TimeoutError):
 
 
 class Result(NamedTuple):
-    """How a command ended: its exit status (128 + n if signal n ended it) and what it printed, standard error included."""
+    """How a command ended: its status (128 + n if signal n ended it) and what it printed, standard error included."""
 
     status: int
     output: str
@@ -89,19 +91,21 @@ class Guest:
         config_extra: str = "",
         files: Mapping[str, Path | bytes] = {},
         paused: bool = False,
-        timeout: float = 60,
+        timeout: float = 180,
     ) -> Guest:
         """Create a guest and wait until its shell answers, or leave it paused.
 
-        `kind` is "pv" or "pvh" (default: what the run asked for), `memory` in MiB, `cmdline_extra` goes to its kernel,
-        `config_extra` is xl.cfg text, `files` are added to its image. GuestError with the console's tail after `timeout` seconds.
+        `kind` is "pv" or "pvh" (default: what the run asked for), `memory` in MiB, `cmdline_extra` goes to its
+        kernel, `config_extra` is xl.cfg text, `files` are added to its image. GuestError with the console's tail
+        after `timeout` seconds.
         """
         config = Path(f"/run/lab/{name}.cfg")
-        kernel, ramdisk = overlay.kernel(), overlay.ramdisk(files)
+        ramdisk = overlay.ramdisk(files)
+        config.parent.mkdir(exist_ok=True)
         config.write_text(
             f'name = "{name}"\ntype = "{kind}"\nmemory = {memory}\nvcpus = {vcpus}\n'
-            f'kernel = "{kernel}"\nramdisk = "{ramdisk}"\n'
-            f'extra = "console=hvc0 rdinit=/init oops=panic loglevel=5 {cmdline_extra}"\n'
+            f'kernel = "{IMAGES}/vmlinux"\nramdisk = "{ramdisk}"\n'
+            f'extra = "console=hvc0 rdinit=/init oops=panic loglevel=5 {QUICK} {cmdline_extra}"\n'
             f'on_poweroff = "destroy"\non_reboot = "destroy"\non_crash = "destroy"\n{config_extra}\n'
         )
         xl("create", *(["-p"] if paused else []), str(config), timeout=timeout)
@@ -114,7 +118,7 @@ class Guest:
                 raise
         return guest
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,7 +127,7 @@ class Guest:
     def __repr__(self) -> str:
         return f"<Guest {self.name} domid={self.domid}>"
 
-    def unpause(self, timeout: float = 60) -> None:
+    def unpause(self, timeout: float = 180) -> None:
         """Let a guest created paused run, and wait until its shell answers."""
         xl("unpause", str(self.domid))
         if self._console is None:
@@ -133,7 +137,7 @@ class Guest:
         xl("pause", str(self.domid))
 
     def run(self, command: str, timeout: float = 60) -> Result:
-        """Run shell commands as root and wait for their end. GuestTimeout after `timeout` seconds: they are killed then."""
+        """Run shell commands as root and wait for their end. After `timeout` seconds they are killed: GuestTimeout."""
         started = self.start(command)
         try:
             return started.wait(timeout)
@@ -155,7 +159,8 @@ class Guest:
     def console_log(self) -> str:
         """All the guest's kernel and init have written to the console so far, without the answers to commands."""
         try:
-            text = (RESULTS / "console" / f"guest-{self.name}.log").read_text(errors="replace")
+            with open(RESULTS / "console" / f"guest-{self.name}.log", "rb", buffering=0) as log:
+                text = b"".join(iter(lambda: log.read(4096), b"")).decode(errors="replace")
         except FileNotFoundError:
             return ""
         return _ANSWERS.sub("", text.replace("\r", ""))
@@ -207,4 +212,3 @@ class Guest:
     def _error(self, reason: str, kind: type[GuestError] = GuestError) -> GuestError:
         tail = "\n".join(f"    {line}" for line in self.console_log().splitlines()[-25:])
         return kind(f"{self.name} (domain {self.domid}): {reason}. Its console ends:\n{tail}")
-

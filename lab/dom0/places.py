@@ -17,7 +17,7 @@ RESULTS = Path("/results")
 """The results directory on the host: what a job writes here stays."""
 
 IMAGES = Path("/images")
-"""The cached images on the host, read-only."""
+"""What guests boot from: vmlinux and guest.cpio."""
 
 
 def request() -> dict[str, object]:

@@ -25,7 +25,7 @@ class DomainLine:
 
 def xl(*arguments: str, timeout: float = 60) -> str:
     """Run xl and return what it printed; XlError if it fails."""
-    done = subprocess.run(["xl", *arguments], capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(["xl", *arguments], capture_output=True, check=False, text=True, timeout=timeout)
     if done.returncode:
         raise XlError(f"xl {' '.join(arguments)}: exit status {done.returncode}\n{done.stdout}{done.stderr}".strip())
     return done.stdout
@@ -42,5 +42,5 @@ def xl_list() -> list[DomainLine]:
 
 def xenstore_read(path: str) -> str | None:
     """The value of a xenstore node, or None if there is none."""
-    done = subprocess.run(["xenstore-read", path], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["xenstore-read", path], capture_output=True, check=False, text=True, timeout=30)
     return done.stdout.rstrip("\n") if done.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Runs commands in a guest for `lab.dom0.console`, which speaks to it over the guest's console. Started by init/guest.sh.
+"""Runs commands in a guest for `lab.dom0.console`, which speaks to it over the console. Started by init/guest.sh.
 
 Requests are lines "TAG VERB ARGUMENT"; a tag is a number used once:
     TAG hello             answered at once
@@ -6,7 +6,8 @@ Requests are lines "TAG VERB ARGUMENT"; a tag is a number used once:
     TAG peek RUN          answered with what the commands of that tag have printed so far
     TAG kill RUN          kills them and their children (their session's process group) with SIGKILL
     TAG again OLD         the answer to that tag once more
-An answer is "@lab answer TAG STATUS BYTES", the output (zlib, base64), and "@lab end TAG". Only modules that start fast are imported.
+An answer is "@lab answer TAG STATUS BYTES", the output (zlib, base64), and "@lab end TAG". Only modules that start
+fast are imported.
 """
 
 import os
@@ -41,7 +42,7 @@ class Agent:
                     try:
                         tag, verb, *rest = line.split()
                         self._request(int(tag), verb, rest[0] if rest else b"")
-                    except Exception as error:  # a spoilt line must not end the agent; whoever sent it waits in vain and says so
+                    except Exception as error:  # a spoilt line must not end the agent; its sender waits in vain
                         print(f"lab: request {line[:60]!r}: {error!r}", file=sys.stderr)
 
     def _request(self, tag: int, verb: bytes, argument: bytes) -> None:

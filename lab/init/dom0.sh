@@ -9,7 +9,6 @@ mkdir -p /run/lock /run/xen
 modprobe -a virtio_pci 9pnet_virtio 9p xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs
 mount -t xenfs xenfs /proc/xen
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 results /results
-mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro images /images
 stage() { echo "$1" > /results/.stage; }
 
 stage "starting xenstored"

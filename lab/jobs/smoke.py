@@ -1,7 +1,7 @@
 """The first proof that the lab is real: a guest shares two pages, dom0 maps them, and each sees what the other writes.
 
-Bare ioctl and mmap on both sides, nothing of xengrant: if this fails the lab is broken, not the library. Numbers and layouts:
-Linux include/uapi/xen/gntalloc.h and gntdev.h.
+Bare ioctl and mmap on both sides, nothing of xengrant: if this fails the lab is broken, not the library. Numbers and
+layouts: Linux include/uapi/xen/gntalloc.h and gntdev.h.
 """
 
 import fcntl

@@ -1,0 +1,73 @@
+"""The memory image a machine boots from: Debian's files from the cache, and a snapshot of the project for this run.
+
+Called by `lab.run`. An initramfs may be several cpio archives, one after the other: what comes later wins. Everything
+a run needs is in it, since 9p is slow under emulation and, in some Linux releases, stalls on large reads.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+from lab import paths
+from lab.cpio import CpioWriter
+from lab.images import Images
+
+__all__ = ["write"]
+
+_EXPORTED = ("src", "lab", "tests", "benchmarks", "examples")
+_NOISE = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
+_INIT = paths.LAB / "init"
+
+
+def write(target: Path, images: Images, request: dict[str, object], *, interactive: bool) -> None:
+    """Write dom0's initrd: its files, the guests' image and kernel in /images, the project in /opt/project."""
+    with open(target, "wb") as out:
+        with open(images.dom0, "rb") as base:
+            shutil.copyfileobj(base, out, 1 << 20)
+        with CpioWriter(out) as archive:
+            _dom0(archive, request, interactive=interactive)
+            archive.file("images/vmlinux", images.vmlinux.read_bytes())
+            archive.file("images/guest.cpio", images.guest.read_bytes() + _guest())
+
+
+def _dom0(archive: CpioWriter, request: dict[str, object], *, interactive: bool) -> None:
+    archive.file("init", (_INIT / "dom0.sh").read_bytes(), mode=0o755)
+    archive.tree("etc/fstab", _INIT / "dom0.fstab")
+    for directory in ("results", "var/log/xen", "var/lib/xen"):
+        archive.directory(directory)
+    for name in _EXPORTED:
+        if (paths.CHECKOUT / name).is_dir():
+            archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, _wanted)
+    _programs(archive, "opt/project/bin")
+    archive.file("opt/project/run.json", json.dumps(request).encode())
+    if interactive:
+        archive.file("opt/project/interactive", b"")
+
+
+def _guest() -> bytes:
+    """What is appended to each guest's image: its init and agent, the package, and the programs of build/lab/bin."""
+    out = io.BytesIO()
+    with CpioWriter(out) as archive:
+        for directory in ("dev", "proc", "root", "run", "sys", "tmp"):
+            archive.directory(directory)
+        archive.file("init", (_INIT / "guest.sh").read_bytes(), mode=0o755)
+        archive.tree("etc/fstab", _INIT / "guest.fstab")
+        archive.tree("opt/lab/agent.py", _INIT / "agent.py")
+        if (paths.CHECKOUT / "src" / "xengrant").is_dir():
+            archive.tree("opt/xengrant/xengrant", paths.CHECKOUT / "src" / "xengrant", _wanted)
+        _programs(archive, "opt/bin")
+    return out.getvalue()
+
+
+def _programs(archive: CpioWriter, target: str) -> None:
+    programs = paths.CHECKOUT / "build" / "lab" / "bin"
+    if programs.is_dir():
+        archive.tree(target, programs)
+
+
+def _wanted(path: Path) -> bool:
+    return not _NOISE.search(str(path))
