@@ -264,7 +264,7 @@ with Mapping([(fd, 0, 4096)], writable=True) as page:
 
 
 def test_no_update_is_lost_between_two_processes(make_pages: MakePages) -> None:
-    fd, rounds = make_pages(1), 100_000
+    fd, rounds = make_pages(1), 300_000
     os.pwrite(fd, bytes(PAGE_SIZE), 0)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     contenders = [
