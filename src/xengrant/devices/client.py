@@ -103,6 +103,7 @@ class Client:
         self.sock = _connect(directory)
         self.dead = False  # the machine has hung up
         self.closed = False
+        self.device_closed = False  # what is left is open for mappings only
         self._exchange: _Exchange | None = None  # what was begun and not finished
         try:
             hello = self._request(Kind.HELLO, wire.pack_hello(domid, device, kernel=kernel))

@@ -124,8 +124,8 @@ class SocketDevice(Device):
         self._unmapped: deque[_Unmapped] = deque()
         self._cookies = itertools.count(1)
         self._live: dict[int, _Place | None] = {}  # mappings by cookie
-        self._finalizer = weakref.finalize(self, _drop_unclosed, client, name)
-        self._finalizer.atexit = False
+        # Holds the client, so that garbage collection does not end the connection before the mappings on it.
+        weakref.finalize(self, _drop, client, name).atexit = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {'closed' if self.closed else 'open'}>"
@@ -166,14 +166,12 @@ class SocketDevice(Device):
 
     def close(self) -> None:
         if not self.closed:
-            self.closed = True
-            self._finalizer.detach()
+            self.closed = self._client.device_closed = True
             self._closing()
             self._flush()
 
     def abandon(self) -> None:
         self.closed = True
-        self._finalizer.detach()
         self._client.close()
         self._lock = threading.Lock()  # another thread of the parent may have held it
         self._unmapped.clear()
@@ -269,9 +267,13 @@ class SocketDevice(Device):
         """Give up what the descriptor itself holds in this process."""
 
 
-def _drop_unclosed(client: Client, name: str) -> None:
+def _drop(client: Client, name: str) -> None:
+    """A device is gone that was not closed, or some mapping of which was not."""
+    if client.closed:
+        return
     client.close()
-    warnings.warn(f"unclosed {name} of an embedded machine", ResourceWarning, stacklevel=2)
+    if not client.device_closed:
+        warnings.warn(f"unclosed {name} of an embedded machine", ResourceWarning, stacklevel=2)
 
 
 class GntallocDevice(SocketDevice):

@@ -59,6 +59,7 @@ class Directory:
         """
         for name in _SOCKETS:
             self._unlink(name)
+        fcntl.flock(self._lock, fcntl.LOCK_UN)  # also for a child that was just forked and has the descriptor still
         if self._temporary:
             self._unlink(wire.LOCK_FILE)
         self._close_descriptors()

@@ -103,6 +103,8 @@ class Stream:
         self._update()
         if self._timer is not None:
             self._timer.cancel()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # also for a child that was just forked and has the descriptor still
         self._sock.close()
         for _, fds in self._out:
             _close(fds)
