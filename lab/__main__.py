@@ -9,7 +9,9 @@ import sys
 from lab import paths
 from lab.errors import LabError
 from lab.images import images
-from lab.releases import RELEASES
+from lab.releases import RELEASES, Release
+
+_JUDGING_SECONDS = 900
 
 
 def main() -> int:
@@ -27,6 +29,9 @@ def main() -> int:
     run.add_argument("job", metavar="JOB", help="a file in lab/jobs, without .py")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
 
+    test = commands.add_parser("test", help="run lab/jobs/all.py, every job that judges, in each release's lab")
+    test.add_argument("--release", choices=[*RELEASES, "all"], default="all")
+
     shell = commands.add_parser("shell", help="a shell in dom0 on this terminal")
     shell.add_argument("--release", choices=RELEASES, default="bookworm")
     shell.add_argument("--guest", choices=("pv", "pvh"))
@@ -35,11 +40,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         if options.command == "images":
-            for release in RELEASES.values() if options.release == "all" else [RELEASES[options.release]]:
+            for release in _chosen(options.release):
                 print(images(release).directory)
             return 0
         from lab import run as runs
 
+        if options.command == "test":
+            failed = [release.name for release in _chosen(options.release) if _judge(release)]
+            paths.progress(f"the labs of {', '.join(failed)} failed" if failed else "every lab passed")
+            return 1 if failed else 0
         release = RELEASES[options.release]
         if options.command == "shell":
             return runs.shell(release, options.guest or release.guest)
@@ -57,6 +66,21 @@ def main() -> int:
     except KeyboardInterrupt:
         paths.progress("interrupted")
         return 130
+
+
+def _chosen(name: str) -> list[Release]:
+    return list(RELEASES.values()) if name == "all" else [RELEASES[name]]
+
+
+def _judge(release: Release) -> int:
+    """Run every judging job in one boot; the lab's own failure is one of this release only."""
+    from lab import run as runs
+
+    try:
+        return runs.run(release, release.guest, "all", [], timeout=_JUDGING_SECONDS, keep=False)
+    except LabError as error:
+        paths.progress(str(error))
+        return 70
 
 
 sys.exit(main())
