@@ -322,6 +322,15 @@ def test_a_new_domain_does_not_inherit_rights_of_its_number(store: XenStored, do
     assert Asker(store, 1).read("/secret") == b"1"
 
 
+def test_nor_what_was_written_last_before_it_came(store: XenStored, dom0: Asker) -> None:
+    store.release(1)
+    dom0.write("/secret", b"1")
+    dom0.set_perms("/secret", "n0", "r1")
+    store.introduce(1, "another")
+    with refused("EACCES"):
+        Asker(store, 1).read("/secret")
+
+
 # Quotas
 
 

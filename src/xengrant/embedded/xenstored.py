@@ -58,7 +58,7 @@ class XenStored:
             return
         if domid in self.introduced:
             raise ValueError(f"domain {domid} is introduced already")
-        self.introduced[domid] = self.tree.generation
+        self.introduced[domid] = self.tree.generation + 1  # what is written from here on is meant for it
         home, vm, libxl = f"/local/domain/{domid}", _vm_path(domid), f"/libxl/{domid}"
         theirs_to_read = [Permission(0, "n"), Permission(domid, "r")]
         theirs = [Permission(domid, "n")]
