@@ -201,11 +201,20 @@ class XenStore(Connection, _Nodes):
 
     def _flush(self, deadline: float | None) -> None:
         while self._unsent:
+            if not self._wait_for_turn(deadline):
+                raise TimeoutError("xenstore did not answer what was asked before in time")
             if self._unsent[0].write_to(self._device):
                 with self._reader.lock:
                     self._written()
             elif not self._reader.wait_writable(deadline) or seconds_until(deadline) == 0:
                 raise TimeoutError("xenstore took no bytes in time")
+
+    def _wait_for_turn(self, deadline: float | None) -> bool:
+        """Wait until the next message may be written. A deadline that has passed waits for nothing, nor reads."""
+        with self._reader.lock:
+            if self._next_may_go():
+                return True
+        return seconds_until(deadline) != 0 and self._reader.wait_until(self._next_may_go, deadline)
 
     def _end_watch(self, events: core.Events) -> None:
         if not self.closed:

@@ -192,11 +192,11 @@ class AsyncXenStore(Connection, _AsyncNodes):
             self._fail(failure)
 
     def _flush(self) -> None:
-        """Write what there is to write; the rest when the descriptor takes it."""
-        while self._unsent and self._unsent[0].write_to(self._device):
+        """Write what there is to write; the rest when the descriptor takes it, or when `_readable` has an answer."""
+        while (may_go := bool(self._unsent) and self._next_may_go()) and self._unsent[0].write_to(self._device):
             self._written()
-        if bool(self._unsent) != self._is_writing:
-            self._is_writing = bool(self._unsent)
+        if may_go != self._is_writing:
+            self._is_writing = may_go
             if self._is_writing:
                 self._loop.add_writer(self._device.fileno(), self._writable)
             else:

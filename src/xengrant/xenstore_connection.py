@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from xengrant import xenstore_core as core
+from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, XenStoreError
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 # Errors of write() that mean the connection; any other is the answer to one request (Linux' xenbus device refuses a
 # watch that way).
 _BROKEN = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ENODEV, errno.EBADF)
+
+# Linux handles these inside write(), and holds there the lock that it needs to take in the answer to any other request
+# of the same file: sent while one is under way, they stop the kernel's xenstore for good (drivers/xen/xenbus/
+# xenbus_dev_frontend.c, xenbus_write_watch and xenbus_dev_queue_reply under msgbuffer_mutex).
+_ALONE = (Operation.WATCH, Operation.UNWATCH)
 
 ATTEMPTS = 24  # of run_transaction; about 1 s of waiting
 
@@ -85,6 +91,13 @@ class Connection:
         outgoing = Outgoing(self._codec, request)
         self._unsent.append(outgoing)
         return outgoing
+
+    def _next_may_go(self) -> bool:
+        """Whether the first of `_unsent` can be written before what was sent already is answered."""
+        first = self._unsent[0]
+        if first.begun or first.request.operation not in _ALONE:
+            return True
+        return self._codec.unanswered == sum(not outgoing.begun for outgoing in self._unsent)
 
     def _give_up(self, outgoing: Outgoing) -> None:
         """Nobody waits for the answer any more; what was not begun is not sent at all."""
