@@ -190,14 +190,15 @@ def in_parts(asker: Asker, path: str) -> list[str]:
     return [name.decode() for name in names[:-1].split(b"\0")[:-1]]
 
 
-def test_a_directory_beyond_a_message_is_read_in_parts(dom0: Asker) -> None:
-    names = [f"child-{i}" for i in range(1500)]
+@pytest.mark.parametrize("prefix", ["", "child-"])
+def test_a_directory_beyond_a_message_is_read_in_parts(dom0: Asker, prefix: str) -> None:
+    names = [f"{prefix}{i}" for i in range(1500)]
     for name in names:
         dom0.mkdir(f"/many/{name}")
     with refused("E2BIG"):
         dom0.directory("/many")
     assert in_parts(dom0, "/many") == names
-    assert in_parts(dom0, "/many/child-1") == []
+    assert in_parts(dom0, f"/many/{prefix}1") == []
 
 
 def test_the_parts_tell_that_the_directory_changed(dom0: Asker) -> None:
@@ -272,6 +273,8 @@ def test_a_guest_makes_nodes_only_where_it_may_write(one: Asker) -> None:
         one.write("mine", b"1")
     with refused("EACCES"):
         one.mkdir("device/mine")
+    with refused("EACCES"):
+        one.mkdir("device")
     one.write("data/mine", b"1")
 
 
@@ -526,7 +529,8 @@ def test_a_watch_fires_at_once_and_for_all_below(dom0: Asker) -> None:
     dom0.set_perms("/a/b", "r0")
     dom0.mkdir("/a/b")
     dom0.read("/a/b")
-    assert dom0.take_events() == [("/a/b/c", "token"), ("/a/b", "token")]
+    dom0.mkdir("/a/b/d")
+    assert dom0.take_events() == [("/a/b/c", "token"), ("/a/b", "token"), ("/a/b/d", "token")]
 
 
 def test_removal_tells_those_above_the_top_and_those_below_their_own(dom0: Asker) -> None:
@@ -613,6 +617,17 @@ def test_a_transactions_events_come_at_its_end(one: Asker, dom0: Asker) -> None:
     assert dom0.take_events() == [("/local/domain/1/data/a", "t")]
 
 
+def test_a_write_in_a_transaction_is_told_though_the_node_goes_with_its_directory(dom0: Asker) -> None:
+    dom0.write("/a/b", b"1")
+    dom0.watch("/a")
+    dom0.take_events()
+    tx = dom0.start()
+    dom0.write("/a/b", b"2", tx)
+    dom0.rm("/a", tx)
+    dom0.end(tx)
+    assert sorted(dom0.take_events()) == [("/a", "t"), ("/a/b", "t")]
+
+
 def test_domains_coming_and_going_are_told_to_dom0_only(store: XenStored, dom0: Asker, one: Asker) -> None:
     for asker in (dom0, one):
         asker.watch("@introduceDomain", "i")
@@ -675,6 +690,7 @@ def test_a_closed_connection_is_forgotten(store: XenStored, one: Asker, two: Ask
     two.write("data/x", b"1")
     assert one.events == []
     assert one.connection not in store.connections
+    assert not store._watches
     one.connection.feed(b"whatever")
 
 

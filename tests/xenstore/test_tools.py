@@ -93,8 +93,3 @@ def test_watch_tells_a_change(run: Run, server: StoreServer) -> None:
         run("xenstore-write", "/watched/below", "1")
         assert watching.stdout.readline() == "/watched/below\n"
         assert watching.wait(LONG) == 0
-
-
-def test_control_is_refused_politely(run: Run) -> None:
-    if shutil.which("xenstore-control"):
-        run("xenstore-control", "check", status=1)
