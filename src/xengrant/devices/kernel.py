@@ -57,12 +57,14 @@ class KernelDevice(Device):
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
         fd = self._hold()
+        held: list[object] = []
         try:
-            held = [_store_address(pointer) for pointer in pointers] if pointers else None
+            if pointers:
+                held = [_store_address(pointer) for pointer in pointers]
             result: int = fcntl.ioctl(fd, request, arg)
-            del held
             return result
         finally:
+            del held  # an error's traceback would keep the views alive, and the mapping open
             self._file.drop()
 
     def mmap(self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None) -> Mapping:
