@@ -131,7 +131,8 @@ class _Output:
 
 def _explain(machine: Machine, results: Path, reason: str) -> str:
     """The reason, and the part of the boot log that shows it: around a panic if there is one, else its end."""
-    lines = machine.boot_log.read_text(errors="replace").splitlines() if machine.boot_log.exists() else []
+    log = machine.boot_log.read_text(errors="replace") if machine.boot_log.exists() else ""
+    lines = [line for line in log.splitlines() if line.strip()]
     panic = next((number for number, line in enumerate(lines) if _PANIC.search(line)), None)
     shown = lines[-25:] if panic is None else lines[max(0, panic - 5) : panic + 25]
     if panic is not None:
