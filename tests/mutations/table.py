@@ -288,6 +288,9 @@ MUTATIONS: dict[str, Mutation] = {
     "xenstore.transaction_is_hidden": M("embedded/xenstore_session.py", "            view = found\n", ""),
     "xenstore.transaction_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.transactions", "> 9999"),
     "xenstore.watch_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.watches", "> 9999"),
+    "xenstore.watches_among_requests": M(
+        "xenstore_connection.py", "return self._codec.unanswered == sum(", "return self._codec.unanswered < sum("
+    ),
     "xenstore.watch_tells_at_once": M(
         "embedded/xenstore_session.py", "            self.tell(watch, watch.path)\n", "            pass\n"
     ),

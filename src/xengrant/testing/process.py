@@ -29,7 +29,7 @@ __all__ = ["HalfProcess"]
 _GRACE = 5.0
 _MAX_TEXT = 900  # as JSON it must fit in a xenstore node
 # Where a mapping of shared pages comes from: the kernel's devices, or an embedded machine's memory.
-_SHARED = ("/dev/xen/", "/memfd:")
+_SHARED = (b"/dev/xen/", b"/memfd:")
 
 
 class HalfProcess:
@@ -44,6 +44,7 @@ class HalfProcess:
         self._said: dict[str, object] = {}
         sys.stdout.flush()
         sys.stderr.flush()
+        gc.freeze()  # what is here already needs no look in the child, where each look copies a page
         self._pipe, child_end = os.pipe2(os.O_CLOEXEC)
         self._pid = os.fork()
         if self._pid == 0:
@@ -163,5 +164,5 @@ def _descriptors() -> set[str]:
 
 
 def _mappings() -> int:
-    with open("/proc/self/maps") as maps:
-        return sum(any(source in line for source in _SHARED) for line in maps)
+    maps = Path("/proc/self/maps").read_bytes()
+    return sum(maps.count(source) for source in _SHARED)

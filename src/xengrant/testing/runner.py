@@ -104,8 +104,7 @@ class Runner:
             missing = DESTROYABLE_PEER
         if missing is not None:
             return self._result(case, started, "skipped", missing.reason)
-        if case.peer is not None:
-            self._prepare(self._peer if victim is None else victim.domid)
+        self._prepare(self._peer if victim is None else victim.domid)
         before = self._counts() if self._counts is not None else {}
         outcome, text = self._run(case, victim)
         if outcome == "passed" and (left := self._left_behind(before)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -412,6 +413,48 @@ class ClosedWatch(Case):
             store.write(f"{BASE}/x", b"")
             equal(second.wait(SOON), f"{BASE}/x", "the other watch's event")
             second.close()
+
+
+class WatchesAmongRequests(Case):
+    """Watches are set and ended while other requests of the same connection are under way, by threads and by asyncio"""
+
+    source = (
+        "Linux drivers/xen/xenbus/xenbus_dev_frontend.c: xenbus_write_watch waits under the lock that answers need, so "
+        "that a client which does not wait stops its kernel's xenstore"
+    )
+
+    def owner(self, here: Here) -> None:
+        with _store(here) as store:
+            store.write(f"{BASE}/node", b"1")
+            ended = threading.Event()
+
+            def read() -> None:
+                while not ended.is_set():
+                    equal(store.read(f"{BASE}/node", timeout=SOON), b"1", "the node, read by another thread")
+
+            threads = [threading.Thread(target=read) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for _ in range(5):
+                watch = store.watch(f"{BASE}/node", timeout=SOON)
+                equal(watch.wait(SOON), f"{BASE}/node", "the first event")
+                watch.close()
+                with raises(KeyError, "the error in the block"), store.transaction() as transaction:
+                    transaction.read(f"{BASE}/node")
+                    raise KeyError
+            ended.set()
+            for thread in threads:
+                thread.join(SOON)
+            equal(store.read(f"{BASE}/node"), b"1", "the node afterwards")
+            asyncio.run(self._at_once(here))
+
+    async def _at_once(self, here: Here) -> None:
+        async with here.domain.aio.xenstore() as store, asyncio.timeout(SOON):
+            reads = [asyncio.ensure_future(store.read(f"{BASE}/node")) for _ in range(5)]
+            watching = asyncio.ensure_future(store.watch(f"{BASE}/node"))
+            equal(await asyncio.gather(*reads), [b"1"] * 5, "the reads that a watch came after")
+            (await watching).close()
+            equal(await store.read(f"{BASE}/node"), b"1", "the read after it")
 
 
 class WatchQuota(Case):
