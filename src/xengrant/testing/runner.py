@@ -158,8 +158,9 @@ class Runner:
         return answer
 
     def _answer(self, case: Case, peer: int, run: str, seconds: float) -> Answer:
-        """Wait for what the agent says of this run."""
-        path = f"/local/domain/{peer}/{ROOT}/{self._domid}/answer"
+        """Wait for what the agent says of this run. `NoAgentError` where it has gone, with its domain perhaps."""
+        theirs = f"/local/domain/{peer}/{ROOT}/{self._domid}"
+        path = f"{theirs}/answer"
         deadline = time.monotonic() + seconds + 10
         with self._store.watch(path) as watch:
             while True:
@@ -168,6 +169,8 @@ class Runner:
                     answer = Answer.parse(data)
                     if answer.run == run:
                         return answer
+                elif exchange.read(self._store, f"{theirs}/state") is None:
+                    raise NoAgentError(f"the agent in domain {peer} has gone, in {case.name}")
                 try:
                     watch.wait(max(0.0, deadline - time.monotonic()))
                 except TimeoutError:
