@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -68,7 +67,10 @@ def _started(
         results = paths.results(release.name, name)
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xengrant-lab-")))
+        work = paths.cache() / "run"
+        shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+        work.mkdir()
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
         if interactive and sys.stdin.isatty():
             stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
         initrd.write(work / "dom0.cpio", built, request, interactive=interactive)
