@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from xengrant.gnttab import Grant
 from xengrant.testing.exchange import Mailbox
+from xengrant.testing.expect import eventually
 
 if TYPE_CHECKING:
     from xengrant.domain import Domain
-    from xengrant.gntshr import Share
+    from xengrant.gntshr import Gntshr, Share
 
 __all__ = ["QUIET", "SOON", "Here", "Kind", "Place", "SkipError"]
 
@@ -122,6 +123,19 @@ class Here:
     def offered(self, name: str = "refs") -> list[Grant]:
         """The grants that the other half offers; waits for them."""
         return [Grant(self.other, ref) for ref in self.hear(name)]
+
+    def comes_back(self, gntshr: Gntshr, share: Share, what: str) -> None:
+        """The only ref of `share`, which is closed, is given out again soon.
+
+        Each look keeps the page that it got: refs are last in, first out, so one that is closed just as the awaited ref
+        comes back would lie above it from then on.
+        """
+        with ExitStack() as kept:
+
+            def is_back() -> bool:
+                return kept.enter_context(gntshr.share_pages(self.other, 1, writable=True)).refs == share.refs
+
+            eventually(is_back, what, SOON)
 
     def die(self) -> NoReturn:
         """End this half's process as kill -9 does."""

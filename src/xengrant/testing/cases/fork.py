@@ -135,11 +135,7 @@ class ChildHoldsNoMap(Case):
             here.hear("unmapped")
             share.close()
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free while the mapper's child lives", SOON)
+            here.comes_back(gntshr, share, "the ref is free while the mapper's child lives")
             here.tell("done")
 
     def mapper(self, here: Here) -> None:

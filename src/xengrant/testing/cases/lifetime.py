@@ -34,11 +34,7 @@ class MunmapAlone(Case):
             here.tell("looked")
             here.hear("unmapped")
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free after UNMAP_GRANT_REF", SOON)
+            here.comes_back(gntshr, share, "the ref is free after UNMAP_GRANT_REF")
 
     def mapper(self, here: Here) -> None:
         device = here.domain.system.open("gntdev")
@@ -71,11 +67,7 @@ class UnmapFirst(Case):
             here.hear("munmapped")
             share.close()
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free after munmap", SOON)
+            here.comes_back(gntshr, share, "the ref is free after munmap")
 
     def mapper(self, here: Here) -> None:
         device = here.domain.system.open("gntdev")

@@ -10,8 +10,8 @@ from xengrant.errors import InterfaceClosed, InvalidGrant, MapError
 from xengrant.gnttab import Grant, GrantRef
 from xengrant.memory import PAGE_SIZE
 from xengrant.testing.case import DOM0, THIRD_DOMAIN, Case
-from xengrant.testing.expect import equal, eventually, raises, true
-from xengrant.testing.here import SOON, Here
+from xengrant.testing.expect import equal, raises, true
+from xengrant.testing.here import Here
 
 MAP = "Xen common/grant_table.c, map_grant_ref"
 GNTDEV = "Linux drivers/xen/gntdev.c"
@@ -300,11 +300,7 @@ class OutlivesItsInterface(Case):
             here.hear("closed")
             share.close()
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free again", SOON)
+            here.comes_back(gntshr, share, "the ref is free again")
 
     def mapper(self, here: Here) -> None:
         gnttab = here.domain.gnttab()

@@ -157,11 +157,7 @@ class MapperKilled(Case):
                     expected[BYTE] = 0
                     equal(bytes(page), bytes(expected), "the page when its mapper is dead")
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free again", SOON)
+            here.comes_back(gntshr, share, "the ref is free again")
 
     def mapper(self, here: Here) -> None:
         channels = here.domain.evtchn()

@@ -9,7 +9,7 @@ from xengrant.errors import InterfaceUnavailable, MapError, PeerClosed
 from xengrant.gntshr import UnmapNotify
 from xengrant.memory import PAGE_SIZE
 from xengrant.testing.case import DESTROYABLE_PEER, DOM0, GUEST_PEER, Case
-from xengrant.testing.expect import equal, eventually, raises, true
+from xengrant.testing.expect import equal, raises, true
 from xengrant.testing.here import QUIET, SOON, Here
 from xengrant.xenstore import Permission
 
@@ -165,11 +165,7 @@ class MapperDestroyed(Case):
             equal(share.mapping[0], 1, "the byte that the mapper's kernel would have cleared")
             share.close()
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, "the ref is free again", SOON)
+            here.comes_back(gntshr, share, "the ref is free again")
 
     def mapper(self, here: Here) -> None:
         with here.domain.gnttab() as gnttab, here.domain.evtchn() as channels:

@@ -200,11 +200,7 @@ class DeferredRefComesBack(Case):
             here.tell("closed")
             here.hear("unmapped")
 
-            def is_back() -> bool:
-                with gntshr.share_pages(here.other, 1, writable=True) as new:
-                    return new.refs == share.refs
-
-            eventually(is_back, f"ref {share.refs[0]} is given out again", SOON)
+            here.comes_back(gntshr, share, f"ref {share.refs[0]} is given out again")
 
     def mapper(self, here: Here) -> None:
         with here.domain.gnttab() as gnttab, gnttab.map(here.offered(), writable=True) as mapped:
