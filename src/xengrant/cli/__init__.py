@@ -97,7 +97,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, error: Exception, status: int) -> int:
     if args.verbose:
-        traceback.print_exception(error)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            output.say(line)
     output.say(f"xengrant: {_text(error)}")
     return status
 

@@ -126,6 +126,8 @@ def _report(args: argparse.Namespace, domid: int, mapped: xengrant.Mapped) -> No
             output.emit_raw(piece)
     elif args.output is not None:
         with open(args.output, "wb") as file:
+            if file.isatty():
+                raise ValueError(f"{args.output} is a terminal, which another domain's bytes could control")
             for piece in _pieces(mapping):
                 file.write(piece)
         output.say(f"wrote {len(mapping)} bytes to {args.output}")

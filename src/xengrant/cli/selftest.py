@@ -53,7 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lifetime", choices=tuple(_KINDS), default="both", help="of the embedded machine's domains")
     parser.add_argument("--pair", choices=("dom0", "guests"), default="dom0", help="who runs on the embedded machine")
     parser.add_argument("--seconds", type=arguments.seconds, help="how long a case may take, instead of its own time")
-    parser.add_argument("--third", metavar="DOMID", type=arguments.number, help="another guest, for what takes three domains")
+    parser.add_argument(
+        "--third", metavar="DOMID", type=arguments.number, help="another guest, for what takes three domains"
+    )
     parser.add_argument(
         "--destroy-command", metavar="CMD", help="how to destroy a domain: 'xl destroy {domid}'; those cases run last"
     )
