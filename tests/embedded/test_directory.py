@@ -101,6 +101,33 @@ def test_a_dead_machines_directory_can_be_used_again(tmp_path: Path) -> None:
         open_gntdev(tmp_path / "xen")
 
 
+@pytest.mark.parametrize("name", [wire.MACHINE_SOCKET, wire.XENSTORED_SOCKET])
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
+def test_a_users_file_of_a_sockets_name_is_refused_and_stays(tmp_path: Path, name: str, kind: str) -> None:
+    tmp_path.chmod(0o700)
+    theirs = tmp_path / name
+    if kind == "file":
+        theirs.write_text("mine")
+    elif kind == "link":
+        theirs.symlink_to("elsewhere")
+    else:
+        theirs.mkdir()
+    with pytest.raises(InterfaceUnavailable, match=f"{theirs} is there already and no socket"):
+        Machine(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted([wire.LOCK_FILE, name])
+    assert kind != "file" or theirs.read_text() == "mine"
+    os.rename(theirs, tmp_path / "away")
+    with Machine(tmp_path):
+        open_gntdev(tmp_path)
+
+
+def test_a_file_that_took_a_sockets_place_outlives_the_machine(tmp_path: Path) -> None:
+    with Machine(tmp_path / "xen"):
+        (tmp_path / "xen" / wire.MACHINE_SOCKET).unlink()
+        (tmp_path / "xen" / wire.MACHINE_SOCKET).write_text("mine")
+    assert (tmp_path / "xen" / wire.MACHINE_SOCKET).read_text() == "mine"
+
+
 def test_no_directory_at_all(tmp_path: Path) -> None:
     with pytest.raises(InterfaceUnavailable, match="no embedded machine here; start one with"):
         open_gntdev(tmp_path / "none")

@@ -7,6 +7,7 @@ nobody can exchange it in between.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -40,10 +41,17 @@ class Directory:
             raise
 
     def listen(self, name: str) -> socket.socket:
-        """A listening socket in the directory, in place of one that a dead machine left."""
+        """A listening socket in the directory, in place of one that a dead machine left.
+
+        `InterfaceUnavailable` where something else has that name: it is the user's, and stays.
+        """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._unlink(name)
+            if not self._unlink_socket(name):
+                raise InterfaceUnavailable(
+                    errno.EEXIST,
+                    f"{self.path / name} is there already and no socket: move it away, or name another directory",
+                )
             listener.bind(f"/proc/self/fd/{self.fd}/{name}")
             listener.listen(_BACKLOG)
             listener.setblocking(False)
@@ -58,10 +66,11 @@ class Directory:
         Else the lock file stays: removed, two machines could each hold a lock, on two files of that name.
         """
         for name in _SOCKETS:
-            self._unlink(name)
+            self._unlink_socket(name)
         fcntl.flock(self._lock, fcntl.LOCK_UN)  # also for a child that was just forked and has the descriptor still
         if self._temporary:
-            self._unlink(wire.LOCK_FILE)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(wire.LOCK_FILE, dir_fd=self.fd)
         self._close_descriptors()
         if self._temporary:
             with contextlib.suppress(OSError):
@@ -84,9 +93,15 @@ class Directory:
             ) from None
         return lock
 
-    def _unlink(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+    def _unlink_socket(self, name: str) -> bool:
+        """Whether the name is free now; nothing but a socket is removed."""
+        try:
+            if not stat.S_ISSOCK(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
+                return False
             os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+        return True
 
     def _close_descriptors(self) -> None:
         for fd in (self.fd, self._lock):
