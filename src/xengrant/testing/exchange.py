@@ -3,10 +3,10 @@
 Used by `agent`, `runner` and the halves. Each side writes below its own ``data/xengrant/selftest/PEER``, which only
 PEER may read:
 
-    state       the agent: that it serves
-    call        the runner: the case to run
-    answer      the agent: how its half ended
-    RUN/NAME    either half: a value for the other one
+    state           the agent: that it serves
+    call            the runner: the case to run
+    answer          the agent: how its half ended
+    runs/RUN/NAME   either half: a value for the other one
 
 What the other side wrote is bounded and checked before it is believed, and never executed.
 """
@@ -30,6 +30,8 @@ __all__ = ["Answer", "Call", "Mailbox", "MalformedError", "OtherHalfFailedError"
 
 ROOT = "data/xengrant/selftest"
 VERSION = 1
+KEPT_RUNS = 16
+"""Values of so many runs are left in xenstore before they are removed, all at once."""
 
 _MAX_BYTES = 1900  # a guest's node may have 2,048
 _MAX_ITEMS = 600
@@ -111,10 +113,11 @@ class Mailbox:
 
     def __init__(self, store: XenStore, domid: int, other: int, run: str, deadline: float) -> None:
         self._store = store
-        self._own = f"{ROOT}/{other}/{run}"
-        self._others = f"/local/domain/{other}/{ROOT}/{domid}/{run}"
+        self._own = own_path(other, run)
+        self._others = f"/local/domain/{other}/{own_path(domid, run)}"
         self._deadline = deadline
         self._watch: Watch | None = None
+        self._told: set[str] = set()
 
     def tell(self, name: str, value: object = True) -> None:
         """Say `value` under `name`, once in a run."""
@@ -128,19 +131,42 @@ class Mailbox:
         """What the other half says under `name`; waits for it until the run's deadline."""
         if self._watch is None:
             self._watch = self._store.watch(self._others)
-        while (data := read(self._store, f"{self._others}/{_node(name)}")) is None:
-            if read(self._store, f"{self._others}/{FAILED}") is not None:
+        node = _node(name)
+        while node not in self._told:
+            if FAILED in self._told:
                 raise OtherHalfFailedError(f"the other half failed before it said {name!r}")
             try:
-                self._watch.wait(max(0.0, self._deadline - time.monotonic()))
+                path = self._watch.wait(max(0.0, self._deadline - time.monotonic()))
             except TimeoutError:
                 raise TimeoutError(f"the other half never said {name!r}") from None
-        return decode(data)
+            self._look(path)
+        return decode(self._store.read(f"{self._others}/{node}"))
+
+    def _look(self, path: str) -> None:
+        """Take note of what a watch event tells: a node's path, or that of the directory for whatever is in it."""
+        if path != self._others:
+            self._told.add(path.rpartition("/")[2])
+            return
+        try:
+            self._told.update(self._store.directory(self._others))
+        except XenStoreError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES):
+                raise
 
     def close(self) -> None:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+
+
+def own_path(other: int, run: str) -> str:
+    """Where a half's values for the other one are, relative to its domain's own directory."""
+    return f"{runs_path(other)}/{run}"
+
+
+def runs_path(other: int) -> str:
+    """Where the values of all runs are."""
+    return f"{ROOT}/{other}/runs"
 
 
 def prepare(store: XenStore, domid: int, other: int) -> None:
@@ -153,7 +179,7 @@ def prepare(store: XenStore, domid: int, other: int) -> None:
 
 def tell_failed(store: XenStore, other: int, run: str) -> None:
     """As `Mailbox.tell_failed`, for a half that cannot say it any more."""
-    store.write(f"{ROOT}/{other}/{run}/{FAILED}", b"true")
+    store.write(f"{own_path(other, run)}/{FAILED}", b"true")
 
 
 def remove(store: XenStore, path: str) -> None:

@@ -21,7 +21,7 @@ from xengrant.testing.result import Outcome, Result
 
 if TYPE_CHECKING:
     from xengrant.domain import Domain
-    from xengrant.xenstore import XenStore
+    from xengrant.xenstore import Watch, XenStore
 
 __all__ = ["NoAgentError", "Runner", "Victim"]
 
@@ -68,7 +68,7 @@ class Runner:
         self._seconds = seconds
         self._session = os.urandom(4).hex()
         self._runs = 0
-        self._prepared: set[int] = set()
+        self._watches: dict[int, Watch] = {}  # of each peer's answers
         self._domain = connect()
         self._store: XenStore = self._domain.xenstore()
         self._domid = self._domain.domid
@@ -81,9 +81,9 @@ class Runner:
 
     def close(self) -> None:
         """Remove what the runner wrote into xenstore."""
-        for peer in self._prepared:
+        for peer in self._watches:
             exchange.remove(self._store, f"{ROOT}/{peer}")
-        self._prepared.clear()
+        self._watches.clear()
         self._store.close()
         self._domain.close()
 
@@ -143,8 +143,8 @@ class Runner:
             answers.append(self._run_local(case, peer, run, seconds, victim))
         if case.peer is not None and victim is None:
             answers.append(self._answer(case, peer, run, seconds))
-        if case.peer is not None:
-            exchange.remove(self._store, f"{ROOT}/{peer}/{run}")
+        if self._runs % exchange.KEPT_RUNS == 0:
+            exchange.remove(self._store, exchange.runs_path(peer))
         return _together(answers)
 
     def _run_local(self, case: Case, peer: int, run: str, seconds: float, victim: Victim | None) -> Answer:
@@ -160,38 +160,36 @@ class Runner:
     def _answer(self, case: Case, peer: int, run: str, seconds: float) -> Answer:
         """Wait for what the agent says of this run. `NoAgentError` where it has gone, with its domain perhaps."""
         theirs = f"/local/domain/{peer}/{ROOT}/{self._domid}"
-        path = f"{theirs}/answer"
         deadline = time.monotonic() + seconds + 10
-        with self._store.watch(path) as watch:
-            while True:
-                data = exchange.read(self._store, path)
-                if data is not None:
-                    answer = Answer.parse(data)
-                    if answer.run == run:
-                        return answer
-                elif exchange.read(self._store, f"{theirs}/state") is None:
-                    raise NoAgentError(f"the agent in domain {peer} has gone, in {case.name}")
-                try:
-                    watch.wait(max(0.0, deadline - time.monotonic()))
-                except TimeoutError:
-                    text = f"{case.name}: {case.peer}: the agent in domain {peer} did not answer in time"
-                    return Answer(run, "failed", text)
+        while True:
+            try:
+                self._watches[peer].wait(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                text = f"{case.name}: {case.peer}: the agent in domain {peer} did not answer in time"
+                return Answer(run, "failed", text)
+            data = exchange.read(self._store, f"{theirs}/answer")
+            if data is not None:
+                answer = Answer.parse(data)
+                if answer.run == run:
+                    return answer
+            elif exchange.read(self._store, f"{theirs}/state") is None:
+                raise NoAgentError(f"the agent in domain {peer} has gone, in {case.name}")
 
     def _prepare(self, peer: int) -> None:
         """Make the nodes that the peer reads, and see that its agent serves."""
-        if peer in self._prepared:
+        if peer in self._watches:
             return
         exchange.prepare(self._store, self._domid, peer)
-        self._prepared.add(peer)
-        path = f"/local/domain/{peer}/{ROOT}/{self._domid}/state"
+        theirs = f"/local/domain/{peer}/{ROOT}/{self._domid}"
         deadline = time.monotonic() + 60
-        with self._store.watch(path) as watch:
-            while exchange.read(self._store, path) is None:
+        with self._store.watch(f"{theirs}/state") as watch:
+            while exchange.read(self._store, f"{theirs}/state") is None:
                 try:
                     watch.wait(max(0.0, deadline - time.monotonic()))
                 except TimeoutError:
                     command = f"xengrant selftest --agent --peer {self._domid}"
                     raise NoAgentError(f"no agent answers in domain {peer}: start `{command}` there") from None
+        self._watches[peer] = self._store.watch(f"{theirs}/answer")
 
     def _result(self, case: Case, started: float, outcome: Outcome, text: str) -> Result:
         return Result(case.name, case.title, self._machine, outcome, time.monotonic() - started, text)

@@ -190,8 +190,10 @@ class EachPortItsEvents(Case):
                 _take_spurious(port)
             here.tell("bound")
             ports[2].wait(SOON)
-            for port in ports:
-                _quiet(port, f"waiting on port {port.number}")
+            _quiet(ports[0], "waiting on the first port")
+            for port in ports[1:]:
+                with raises(TimeoutError, f"an event of port {port.number}"):
+                    port.wait(0)
             here.tell("third")
             ports[3].wait(SOON)
             ports[0].wait(SOON)
