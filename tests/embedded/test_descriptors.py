@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from xengrant.devices import open_system, wire
+from xengrant.devices import Device, client, open_system, wire
+from xengrant.devices.client import Client
+from xengrant.devices.wire import Kind
 from xengrant.embedded import Machine, connection
+from xengrant.errors import InterfaceUnavailable
 
 from .conftest import Open
 from .ioctls import alloc, bind_unbound, eventually, share
@@ -56,6 +62,74 @@ def test_a_machine_without_descriptors_says_so_and_recovers(small_machine: str) 
     _, mine = share(device, 2)
     for closing in (mine, device, events):
         closing.close()
+
+
+def test_clients_beyond_the_machines_descriptors_are_told(small_machine: str) -> None:
+    system = open_system(f"embedded:{small_machine}?domid=1")
+    devices: list[Device] = []
+
+    def open_many() -> None:
+        while len(devices) < 100:
+            devices.append(system.open("gntdev"))
+
+    with pytest.raises(InterfaceUnavailable, match="refused gntdev to domain 1: the machine: Too many open") as caught:
+        open_many()
+    assert caught.value.errno == errno.EMFILE
+    for device in devices:
+        device.close()
+    system.open("gntdev").close()
+
+
+def test_status_is_answered_with_the_last_descriptor(small_machine: str) -> None:
+    control = Client(small_machine, 0, "control")
+    crowd = []
+    for _ in range(100):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(f"{small_machine}/{wire.MACHINE_SOCKET}")
+        crowd.append(sock)
+    crowd[-1].settimeout(10)
+    assert b"Too many open files" in crowd[-1].recv(1000)  # so the machine has none left
+    status = json.loads(control.request(Kind.CONTROL, b'{"do": "status"}').body)
+    assert status["descriptors"] == 64
+    control.close()
+    for sock in crowd:
+        sock.close()
+
+
+def test_xens_own_tools_are_not_left_waiting_without_descriptors(small_machine: str) -> None:
+    crowd = []
+    for _ in range(100):
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(10)
+        sock.connect(f"{small_machine}/{wire.XENSTORED_SOCKET}")
+        crowd.append(sock)
+    assert crowd[-1].recv(1) == b""
+    for sock in crowd:
+        sock.close()
+
+
+def test_a_machine_that_is_stuck_is_told_from_one_that_is_busy(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_HELLO_TIMEOUT", 0.05)
+    go_on = threading.Event()
+    machine._loop.call_soon_threadsafe(go_on.wait)
+    try:
+        with pytest.raises(InterfaceUnavailable, match="did not answer within") as caught:
+            open_system(machine.url(1)).open("gntdev")
+        assert caught.value.errno == errno.ETIMEDOUT
+        with contextlib.ExitStack() as crowd:
+            sock = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            sock.setblocking(False)
+            while sock.connect_ex(f"{machine.directory}/{wire.MACHINE_SOCKET}") != errno.EAGAIN:  # room to wait in
+                sock = crowd.enter_context(socket.socket(socket.AF_UNIX))
+                sock.setblocking(False)
+            with pytest.raises(InterfaceUnavailable, match="did not answer within"):
+                open_system(machine.url(1)).open("gntdev")
+    finally:
+        go_on.set()
+    monkeypatch.undo()
+    open_system(machine.url(1)).open("gntdev").close()
 
 
 def test_more_clients_than_descriptors_wait_their_turn(small_machine: str) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,6 +20,9 @@ from xengrant.errors import InterfaceUnavailable
 
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 _RECEIVE_LEAST, _RECEIVE_MOST = 1 << 12, 1 << 20
+
+# Seconds that connecting, and then HELLO, may take.
+_HELLO_TIMEOUT = 10.0
 
 
 class Reply:
@@ -64,8 +68,9 @@ class _Exchange:
 
         A second time it is the same again.
         """
-        while (sent := sum(self._sent)) < len(self._request):
-            self._sent.extend(map(sock.send, (self._request[sent:],), (socket.MSG_NOSIGNAL,)))
+        with contextlib.suppress(BrokenPipeError):  # a machine that refuses us hangs up early, and has said why
+            while (sent := sum(self._sent)) < len(self._request):
+                self._sent.extend(map(sock.send, (self._request[sent:],), (socket.MSG_NOSIGNAL,)))
         data = self._receive(sock, wire.REPLY.size)
         length, result, count = wire.REPLY.unpack_from(data)
         if length > wire.MAX_BODY:
@@ -107,6 +112,10 @@ class Client:
         self._exchange: _Exchange | None = None  # what was begun and not finished
         try:
             hello = self._request(Kind.HELLO, wire.pack_hello(domid, device, kernel=kernel))
+            _limit_waiting(self.sock, 0)
+        except BlockingIOError:
+            self.sock.close()
+            raise _silent(directory) from None
         except BaseException:
             self.sock.close()
             raise
@@ -175,12 +184,16 @@ def _connect(directory: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _check_own(directory, os.fstat(fd))
+        _limit_waiting(sock, _HELLO_TIMEOUT)
         # Through the descriptor: the path may be of any length, and the directory is the one that was checked.
         sock.connect(f"/proc/self/fd/{fd}/{wire.MACHINE_SOCKET}")
         _check_peer(directory, sock)
     except InterfaceUnavailable:
         sock.close()
         raise
+    except BlockingIOError:  # there is no room for more clients to wait, and was none for all that time
+        sock.close()
+        raise _silent(directory) from None
     except OSError as error:
         sock.close()
         raise InterfaceUnavailable(
@@ -189,6 +202,24 @@ def _connect(directory: str) -> socket.socket:
     finally:
         os.close(fd)
     return sock
+
+
+def _limit_waiting(sock: socket.socket, seconds: float) -> None:
+    """How long connect, send and recv wait before they raise `BlockingIOError`; 0 for ever.
+
+    Python's own timeout makes the socket non-blocking, and then connect does not wait for room at all (unix(7)).
+    """
+    whole, fraction = divmod(seconds, 1)
+    timeval = struct.pack("@ll", int(whole), int(fraction * 1_000_000))
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+
+
+def _silent(directory: str) -> InterfaceUnavailable:
+    return InterfaceUnavailable(
+        errno.ETIMEDOUT,
+        f"the embedded machine in {directory} did not answer within {_HELLO_TIMEOUT:g} seconds: it is stopped or stuck",
+    )
 
 
 def _check_own(directory: str, status: os.stat_result) -> None:

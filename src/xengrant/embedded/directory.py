@@ -18,7 +18,7 @@ from pathlib import Path
 from xengrant.devices import wire
 from xengrant.errors import InterfaceUnavailable
 
-_BACKLOG = 128
+BACKLOG = 128
 _SOCKETS = (wire.MACHINE_SOCKET, wire.XENSTORED_SOCKET)
 
 
@@ -53,7 +53,7 @@ class Directory:
                     f"{self.path / name} is there already and no socket: move it away, or name another directory",
                 )
             listener.bind(f"/proc/self/fd/{self.fd}/{name}")
-            listener.listen(_BACKLOG)
+            listener.listen(BACKLOG)
             listener.setblocking(False)
         except BaseException:
             listener.close()

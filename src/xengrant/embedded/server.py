@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -17,7 +19,7 @@ from typing import Any
 
 from xengrant.devices import wire
 from xengrant.embedded.connection import Connection, peer_uid
-from xengrant.embedded.directory import Directory
+from xengrant.embedded.directory import BACKLOG, Directory
 from xengrant.embedded.domain import Domain, Settings
 from xengrant.embedded.files import fault
 from xengrant.embedded.hypervisor import Hypervisor
@@ -27,7 +29,7 @@ from xengrant.embedded.xenstored import XenStored
 
 _log = logging.getLogger("xengrant.embedded")
 
-# After a failed accept (no descriptor left) the next one waits so many seconds.
+# Where no descriptor is left, clients wait so many seconds for one to come free, and are refused then.
 _ACCEPT_PAUSE = 0.1
 
 # /sys/module/MODULE/parameters/NAME and the setting behind it.
@@ -48,6 +50,7 @@ class MachineServer:
         self._xenstore_clients: set[XenstoreClient] = set()
         self._listeners: list[socket.socket] = []
         self._domids_used: set[int] = set()
+        self._spare = _take_spare()
         self.store = XenStored()
         self.hypervisor = Hypervisor(settings, self._call_later, self._introduce, self.store.release)
         try:
@@ -129,7 +132,7 @@ class MachineServer:
         return {
             "directory": str(self._directory.path),
             "pid": os.getpid(),
-            "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+            "descriptors": _count_descriptors(),
             "pages": len(self.hypervisor.frames),
             "domains": domains,
         }
@@ -141,12 +144,14 @@ class MachineServer:
             listener.close()
         for stream in self._streams():
             stream.close()
+        self._drop_spare()
         self.hypervisor.close()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptors, so that clients see the machine's end when it is over."""
         for listener in self._listeners:
             listener.close()
+        self._drop_spare()
         for stream in self._streams():
             stream.abandon()
         self.hypervisor.abandon()
@@ -176,23 +181,55 @@ class MachineServer:
 
     def _accept(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         try:
-            client, _ = listener.accept()
+            self._accept_one(listener, accepted)
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
             _log.warning("no client can be accepted: %s", error.strerror)
             self._loop.remove_reader(listener)
             self._loop.call_later(_ACCEPT_PAUSE, self._accept_again, listener, accepted)
+
+    def _accept_again(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        """Serve or refuse all that have waited, so that none of them waits for ever."""
+        if listener.fileno() < 0:
             return
+        self._loop.add_reader(listener, self._accept, listener, accepted)
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(BACKLOG):
+                try:
+                    self._accept_one(listener, accepted)
+                except BlockingIOError:
+                    raise
+                except OSError as error:
+                    self._refuse_one(listener, error)
+
+    def _accept_one(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
+        client, _ = listener.accept()
         if peer_uid(client) != os.geteuid():
             _log.warning("a client of another user was refused")
             client.close()
             return
         accepted(client)
 
-    def _accept_again(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
-        if listener.fileno() >= 0:
-            self._loop.add_reader(listener, self._accept, listener, accepted)
+    def _refuse_one(self, listener: socket.socket, why: OSError) -> None:
+        """Accept one client in the place of the spare descriptor, and tell it why it cannot stay."""
+        self._drop_spare()
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:  # with no descriptor left, Linux says so before it says that nobody waits
+            raise
+        except OSError as error:  # another thread took the descriptor
+            _log.warning("no client can be refused: %s", error.strerror)
+        else:
+            own = peer_uid(client) == os.geteuid() and listener is self._listeners[0]
+            _refuse(client, why.errno or errno.EMFILE, f"the machine: {why.strerror}" if own else None)
+        finally:
+            self._spare = _take_spare()
+
+    def _drop_spare(self) -> None:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     def _accept_device(self, client: socket.socket) -> None:
         self._connections.add(Connection(self._loop, client, self))
@@ -200,6 +237,31 @@ class MachineServer:
     def _accept_xenstore(self, client: socket.socket) -> None:
         """One of Xen's own tools, as dom0."""
         self._xenstore_clients.add(XenstoreClient(self._loop, client, self.store, self._xenstore_clients.discard))
+
+
+def _take_spare() -> int:
+    """A descriptor to give up when none is left; -1 where there is none even now."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _refuse(client: socket.socket, number: int, text: str | None) -> None:
+    """Hang up; a device's client is told why, in the answer to the HELLO that it sends."""
+    with client:
+        if text is not None:
+            client.setblocking(False)
+            with contextlib.suppress(OSError):
+                client.send(wire.pack_reply(-number, text.encode()))
+
+
+def _count_descriptors() -> int:
+    """Open descriptors of this process; its limit where not even the directory that lists them can be opened."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
