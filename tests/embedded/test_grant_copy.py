@@ -8,7 +8,7 @@ import pytest
 
 from xengrant.abi import gntdev, grant_table
 from xengrant.abi.xen import DOMID_SELF, PAGE_SIZE
-from xengrant.devices import Pointer
+from xengrant.devices import Pointer, wire
 from xengrant.embedded import Machine
 
 from .conftest import Open
@@ -118,3 +118,15 @@ def test_an_ioctl_that_is_too_long_for_the_socket_is_told(opened: Open) -> None:
     device = opened(2, "gntdev")
     with refused(errno.ENOMEM):
         copy(device, [(bytearray(PAGE_SIZE), (8, 0, 1), PAGE_SIZE)] * 2100)
+
+
+def test_more_segments_than_one_request_carries(opened: Open) -> None:
+    (ref,), page = share(opened(1, "gntalloc"), 2)
+    page[:] = bytes(range(256)) * (PAGE_SIZE // 256)
+    device = opened(2, "gntdev")
+    got = [bytearray(1) for _ in range(2 * wire.MAX_SEGMENTS + 5)]
+    statuses = copy(device, [((ref + i // PAGE_SIZE, i % PAGE_SIZE, 1), byte, 1) for i, byte in enumerate(got)])
+    assert statuses[:PAGE_SIZE] == [0] * PAGE_SIZE
+    assert set(statuses[PAGE_SIZE:]) == {grant_table.GNTST_GENERAL_ERROR}
+    assert b"".join(got[:PAGE_SIZE]) == page[:]
+    page.close()

@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -353,7 +353,28 @@ class GntdevDevice(SocketDevice):
         self._check_open()
         if request == gntdev.GET_OFFSET_FOR_VADDR:
             return self._offset_for_vaddr(arg)
+        if request == gntdev.GRANT_COPY and len(arg) >= len(gntdev.pack_copy(0)):
+            return self._grant_copy(arg, pointers)
         return super().ioctl(request, arg, pointers)
+
+    def _grant_copy(self, arg: bytearray, pointers: Sequence[Pointer]) -> int:
+        """In as many requests as it takes: Linux, too, goes through the segments one by one until one is wrong."""
+        count, size = gntdev.copy_count(arg), gntdev.SEGMENT_SIZE
+        table = next((p.target for p in pointers if p.holder is arg and p.at == gntdev.COPY_SEGMENTS_POINTER), None)
+        if count <= wire.MAX_SEGMENTS or not isinstance(table, bytearray):
+            return super().ioctl(gntdev.GRANT_COPY, arg, pointers)
+        local: defaultdict[int, list[Pointer]] = defaultdict(list)
+        for pointer in pointers:
+            if pointer.holder is table:
+                local[pointer.at // (wire.MAX_SEGMENTS * size)].append(pointer)
+        for number, first in enumerate(range(0, count, wire.MAX_SEGMENTS)):
+            start, end = first * size, min(first + wire.MAX_SEGMENTS, count) * size
+            part, part_arg = table[start:end], gntdev.pack_copy((end - start) // size)
+            moved = [Pointer(part, p.at - start, p.target, p.direction) for p in local[number]]
+            segments = Pointer(part_arg, gntdev.COPY_SEGMENTS_POINTER, part, "inout")
+            super().ioctl(gntdev.GRANT_COPY, part_arg, [segments, *moved])
+            table[start : start + len(part)] = part
+        return 0
 
     def _offset_for_vaddr(self, arg: bytearray) -> int:
         vaddr = gntdev.unpack_offset(arg)
@@ -389,6 +410,7 @@ class PrivcmdDevice(SocketDevice):
 
 def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: dict[int, int]) -> bytes:
     """The ioctl with the bytes that go in. `cookies`: of this device's mappings, by address."""
+    wire.check_pointers(len(pointers))
     holders = {id(arg): 0}
     packed = []
     for number, pointer in enumerate(pointers, 1):

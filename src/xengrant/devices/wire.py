@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ from typing import NamedTuple
 
 VERSION = 1
 MAX_BODY = 8 << 20
+# Of one ioctl: segments of a grant copy, and pointers, so that none keeps the machine from its other clients for long.
+MAX_SEGMENTS = 4096
+MAX_POINTERS = 2 * MAX_SEGMENTS + 1
 MAX_HELLO = 256
 MAX_CONTROL = 64 << 10
 # Linux carries at most 253 descriptors in one message (net/scm.h, SCM_MAX_FD).
@@ -171,11 +175,19 @@ def pack_ioctl(request: int, arg: bytearray, pointers: Sequence[tuple[int, int, 
     return _IOCTL.pack(request, len(arg), len(pointers)) + arg + table + inbound
 
 
+def check_pointers(count: int) -> None:
+    """`OSError` for more than an ioctl may have."""
+    if count > MAX_POINTERS:
+        raise OSError(errno.ENOMEM, f"an ioctl with {count} pointers, where an embedded machine takes {MAX_POINTERS}")
+
+
 def unpack_ioctl(body: bytes) -> Ioctl:
+    """`OSError` for one that has too many pointers."""
     request, arg_length, count = _unpack(_IOCTL, body)
     at = _IOCTL.size + arg_length
     if at + count * _POINTER.size > len(body):
         raise MalformedError("an ioctl shorter than it says")
+    check_pointers(count)
     call = Ioctl(request, bytearray(body[_IOCTL.size : at]), [])
     table = _POINTER.iter_unpack(body[at : at + count * _POINTER.size])
     at += count * _POINTER.size

@@ -7,7 +7,7 @@ import errno
 from xengrant.abi import gntdev as abi
 from xengrant.abi.grant_table import GNTST_OKAY
 from xengrant.abi.xen import PAGE_SIZE
-from xengrant.devices.wire import Argument, Direction, Ioctl
+from xengrant.devices.wire import MAX_SEGMENTS, Argument, Direction, Ioctl
 from xengrant.embedded.domain import Domain
 from xengrant.embedded.files import fault
 from xengrant.embedded.grants import GrantFailedError, Grants
@@ -18,14 +18,16 @@ Side = tuple[int, int, int]  # ref, offset, domid
 def grant_copy(grants: Grants, domain: Domain, call: Ioctl) -> None:
     """Copy every segment of `call` and fill in its status.
 
-    EINVAL for a segment without a grant or beyond a page and EFAULT for a bad pointer; the segments before it were
-    copied by then.
+    ENOMEM for more segments than the machine can copy while all others wait. EINVAL for a segment without a grant or
+    beyond a page and EFAULT for a bad pointer; the segments before it were copied by then.
     """
     pointers = call.index()
     table = pointers.get((0, abi.COPY_SEGMENTS_POINTER))
     count = abi.copy_count(call.arg)
     if table is None or table.direction is not Direction.INOUT or len(table.data) < count * abi.SEGMENT_SIZE:
         raise fault(errno.EFAULT, "the segments are not there")
+    if count > MAX_SEGMENTS:
+        raise fault(errno.ENOMEM, f"{count} segments, where at most {MAX_SEGMENTS} are copied at once")
     holder = call.pointers.index(table) + 1
     for i in range(count):
         source, dest, length, flags = abi.unpack_segment(table.data, i)
