@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import struct
 
 import pytest
 
+from xengrant.abi import gntdev
 from xengrant.devices import wire
 from xengrant.devices.client import Client, ask
 from xengrant.devices.wire import Kind
@@ -18,6 +20,7 @@ from xengrant.embedded import Machine
 
 from .ioctls import eventually
 
+TOO_MANY = [(0, 0, wire.Direction.IN, 0, b"")] * (wire.MAX_POINTERS + 1)
 DEVICES = ["gntalloc", "gntdev", "evtchn", "privcmd"]
 
 
@@ -171,7 +174,12 @@ def test_well_formed_nonsense(machine: Machine, device: str) -> None:
      b'{"do": "destroy", "domid": "1"}', b'{"do": "destroy", "domid": []}', b'{"do": "create", "domid": -1}',
      b'{"do": "create", "domid": 1.5}', b'{"do": "create", "domid": 7, "max_grant_frames": 1e9}',
      b'{"do": "create", "domid": 7, "name": 5}', b'{"do": "create", "domid": true}',
-     b'{"do": "kernel_log", "domid": 0, "seconds": "x"}', b"[" * 60000, b'{"do": "\xff"}'],
+     b'{"do": "kernel_log", "domid": 0, "seconds": "x"}', b'{"do": "kernel_log", "domid": 0, "seconds": NaN}',
+     b'{"do": "kernel_log", "domid": 0, "seconds": -1}', b'{"do": "kernel_log", "domid": "\\ud800", "seconds": 1}',
+     b'{"do": "parameter", "domid": 0, "module": 5, "name": "limit"}',
+     b'{"do": "parameter", "domid": 0, "module": "xen_gntdev", "name": []}',
+     b'{"do": "create", "domid": 7, "unmap_delay": 1' + b"0" * 400 + b"}",
+     b'{"do": "create", "domid": 7, "reclaim_interval": NaN}', b"[" * 60000, b'{"do": "\xff"}'],
 )  # fmt: skip
 def test_control_requests_that_make_no_sense(machine: Machine, request_: bytes) -> None:
     client = Client(machine.directory, 0, "control")
@@ -179,6 +187,13 @@ def test_control_requests_that_make_no_sense(machine: Machine, request_: bytes) 
     assert json.loads(client.request(Kind.CONTROL, b'{"do": "status"}').body)["pid"] == os.getpid()
     client.close()
     assert list(machine.status()["domains"]) == [0]
+
+
+@pytest.mark.parametrize("seconds", [b"1" + b"0" * 400, b"1e999", b"Infinity"], ids=["integer", "float", "infinity"])
+def test_the_kernels_log_of_all_time(machine: Machine, seconds: bytes) -> None:
+    client = Client(machine.directory, 0, "control")
+    assert client.request(Kind.CONTROL, b'{"do": "kernel_log", "domid": 0, "seconds": ' + seconds + b"}").body == b"[]"
+    client.close()
 
 
 def test_a_long_control_request_is_dropped(machine: Machine) -> None:
@@ -241,6 +256,32 @@ def test_a_client_that_lies_about_its_batch_of_descriptors(machine: Machine) -> 
     sock.sendmsg([wire.pack_request(Kind.MUNMAP)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", []))])
     assert len(sock.recv(wire.REPLY.size)) == wire.REPLY.size
     sock.close()
+
+
+def test_an_ioctl_with_too_many_pointers_is_refused(machine: Machine) -> None:
+    client = Client(machine.directory, 1, "gntdev")
+    with pytest.raises(OSError, match=f"{wire.MAX_POINTERS + 1} pointers") as caught:
+        client.request(Kind.IOCTL, wire.pack_ioctl(1, bytearray(8), TOO_MANY))
+    assert caught.value.errno == errno.ENOMEM
+    with pytest.raises(OSError, match="no such ioctl"):
+        client.request(Kind.IOCTL, wire.pack_ioctl(1, bytearray(8), TOO_MANY[1:]))
+    client.close()
+
+
+def test_a_copy_of_too_many_segments_is_refused_before_it_begins(machine: Machine) -> None:
+    client = Client(machine.directory, 1, "gntdev")
+    segment = gntdev.pack_segment((8, 0, 1), (8, 0, 1), 1)
+
+    def request(count: int) -> bytes:
+        table = bytes(segment * count)
+        pointer = (0, gntdev.COPY_SEGMENTS_POINTER, wire.Direction.INOUT, len(table), table)
+        return wire.pack_ioctl(gntdev.GRANT_COPY, gntdev.pack_copy(count), [pointer])
+
+    with pytest.raises(OSError, match=f"at most {wire.MAX_SEGMENTS} are copied") as caught:
+        client.request(Kind.IOCTL, request(wire.MAX_SEGMENTS + 1))
+    assert caught.value.errno == errno.ENOMEM
+    assert client.request(Kind.IOCTL, request(wire.MAX_SEGMENTS)).result == 0
+    client.close()
 
 
 def test_ask_tells_what_is_wrong(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 
 import pytest
 
@@ -159,6 +160,10 @@ def test_settings_that_cannot_be(machine: Machine) -> None:
                      {"gntalloc_limit": "many"}, {"gntalloc_limit": -1}, {"max_event_channels": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             machine.create(5, **settings)
+    for name in ("reclaim_interval", "unmap_delay"):
+        for number in (-1.0, math.nan, math.inf, 10**400):
+            with pytest.raises(ValueError, match=name):
+                machine.create(5, **{name: number})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="reclaim_interval"):
         Machine(reclaim_interval=-1)
 

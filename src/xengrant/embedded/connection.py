@@ -129,7 +129,7 @@ class Connection:
                 self._call(kind, body)
         except OSError as error:
             text = str(error.args[1] if len(error.args) > 1 else error)
-            self.stream.send(wire.pack_reply(-(error.errno or errno.EIO), text.encode()))
+            self.stream.send(wire.pack_reply(-(error.errno or errno.EIO), text.encode(errors="replace")))
 
     def _hello(self, body: bytes) -> None:
         hello = wire.unpack_hello(body)

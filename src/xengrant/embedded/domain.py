@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Lifetime = Literal["pv", "hvm"]
 
+_MOST_SECONDS = 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -44,7 +46,10 @@ class Settings:
             raise ValueError(f"max_grant_frames {self.max_grant_frames}: 1 to 4096")
         if not 1 <= self.max_event_channels <= 131071:
             raise ValueError(f"max_event_channels {self.max_event_channels}: 1 to 131071")
-        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "free_per_iteration", "unmap_delay"):
+        for name in ("reclaim_interval", "unmap_delay"):
+            if not 0 <= getattr(self, name) <= _MOST_SECONDS:
+                raise ValueError(f"{name} {getattr(self, name)!r}: 0 to {_MOST_SECONDS:g} seconds")
+        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "free_per_iteration"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} is negative")
         if self.reclaim_interval <= 0:

@@ -76,7 +76,7 @@ class MachineServer:
             raise fault(errno.EINVAL, "no such operation") from None
         try:
             return json.dumps(operation(self, **asked)).encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise fault(errno.EINVAL, str(error)) from None
         except LookupError as error:
             raise fault(errno.ESRCH, str(error)) from None
@@ -114,10 +114,14 @@ class MachineServer:
                 connection.stream.paused = paused
 
     def parameter(self, domid: int, module: str, name: str) -> str | None:
+        if not isinstance(module, str):
+            raise ValueError(f"module {module!r} is no name")
         setting = _PARAMETERS.get((module.replace("-", "_"), name))
         return None if setting is None else str(getattr(self._domain(domid).settings, setting))
 
     def kernel_log(self, domid: int, seconds: float) -> list[str]:
+        if not isinstance(seconds, int | float) or not seconds >= 0:  # not a number, in both senses
+            raise ValueError(f"{seconds!r} seconds")
         return self._domain(domid).linux.logged(seconds)
 
     def status(self) -> dict[str, Any]:
@@ -174,7 +178,7 @@ class MachineServer:
         try:
             return self.hypervisor.domains[domid]
         except (LookupError, TypeError):
-            raise LookupError(f"there is no domain {domid}") from None
+            raise LookupError(f"there is no domain {domid!r}") from None
 
     def _call_later(self, seconds: float, function: Callable[[], None]) -> asyncio.TimerHandle:
         return self._loop.call_later(seconds, function)
