@@ -15,7 +15,7 @@ from xengrant.grant_table import Entries, Entry
 from xengrant.memory import Mapping
 
 from .conftest import Open
-from .ioctls import add_map, alloc, map_grants, refused, share
+from .ioctls import add_map, alloc, dealloc, map_grants, refused, share
 
 
 def hypercall(device: Device, command: int, arg: bytearray) -> bytearray:
@@ -198,3 +198,22 @@ def test_a_guest_may_not(opened: Open) -> None:
         resource_size(device, 2)
     with refused(errno.EPERM):
         map_table(device, 2, 0, 1, writable=False)
+
+
+def test_a_table_that_dom0_wrote_to_costs_the_guest_references_only(opened: Open, machine: Machine) -> None:
+    gntalloc = opened(1, "gntalloc")
+    index, refs = alloc(gntalloc, 2, 2)
+    assert refs == (8, 9)
+    with map_table(opened(0, "privcmd"), 1, 0, 1, writable=True) as table:
+        table[8 * grant_table.V1_ENTRY_SIZE : 9 * grant_table.V1_ENTRY_SIZE] = bytes(grant_table.V1_ENTRY_SIZE)
+        dealloc(gntalloc, index, 2)
+        assert machine.status()["domains"][1]["grants"] == 0
+        assert [line for line in machine.kernel_log(1) if "g.e. 0x8 was overwritten" in line]
+        index, (nine,) = alloc(gntalloc, 2)
+        dealloc(gntalloc, index)
+        table[nine * grant_table.V1_ENTRY_SIZE] = grant_table.GTF_PERMIT_ACCESS
+        index, refs = alloc(gntalloc, 2, 2)
+        assert nine not in refs
+        assert [line for line in machine.kernel_log(1) if f"leaking g.e. {nine:#x}" in line]
+    dealloc(gntalloc, index, 2)
+    machine.destroy(1)

@@ -14,10 +14,11 @@ from typing import Protocol
 
 from xengrant.embedded.domain import Domain, Table
 from xengrant.embedded.memory import Frames, Page
-from xengrant.errors import GrantBusy
+from xengrant.errors import GrantBusy, InvalidGrant
 from xengrant.grant_table import GrantTable
 
 _LOG_LINES = 1000
+_FOREVER = 1e15
 # grant-table.c: tries before "still pending" is logged.
 _WARN_AFTER = 60
 
@@ -58,20 +59,23 @@ class Linux:
 
     def logged(self, seconds: float) -> list[str]:
         """What was logged in the last seconds."""
-        since = time.monotonic() - seconds
+        since = time.monotonic() - min(seconds, _FOREVER)
         return [text for when, text in self._log if when >= since]
 
     def grant(self, domid: int, page: Page, *, writable: bool) -> int | None:
         """Grant a page through the next free reference (gnttab_grant_foreign_access); None where the table is full."""
-        ref = self.table.get_nowait()
-        if ref is None:
-            self.log(
-                f"xen/grant-table: max_grant_frames reached cur={len(self.table.entries.frames)} extra=1 "
-                f"limit={self.table.max_frames} gnttab_free_count=0 req_entries=1"
-            )
-            return None
-        self.table.grant_access(ref, domid, page.frame, writable=writable)
-        return ref
+        while (ref := self.table.get_nowait()) is not None:
+            try:
+                self.table.grant_access(ref, domid, page.frame, writable=writable)
+            except InvalidGrant as error:  # somebody wrote to the table: dom0 may map it. The next one, then
+                self.log(f"xen/grant-table: leaking g.e. {ref:#x}: {error}")
+            else:
+                return ref
+        self.log(
+            f"xen/grant-table: max_grant_frames reached cur={len(self.table.entries.frames)} extra=1 "
+            f"limit={self.table.max_frames} gnttab_free_count=0 req_entries=1"
+        )
+        return None
 
     def end_grant(self, ref: int, page: Page) -> None:
         """Revoke and free, later where the peer still maps the page (gnttab_end_foreign_access)."""
@@ -94,11 +98,20 @@ class Linux:
     def _try_end(self, ref: int, page: Page) -> bool:
         try:
             self.table.end_access(ref)
+            self.table.put(ref)
         except GrantBusy:
             return False
-        self.table.put(ref)
+        except InvalidGrant as error:  # as above
+            self.log(f"xen/grant-table: g.e. {ref:#x} was overwritten: {error}")
+            self._put_overwritten(ref)
         self.drop_page(page)
         return True
+
+    def _put_overwritten(self, ref: int) -> None:
+        try:
+            self.table.put(ref)
+        except InvalidGrant as error:
+            self.log(f"xen/grant-table: leaking g.e. {ref:#x}: {error}")
 
     def _start_timer(self) -> None:
         if self._timer is None and self.deferred:
