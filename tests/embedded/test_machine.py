@@ -10,6 +10,7 @@ import pytest
 from xengrant.abi.xs_wire import Message, Operation, Splitter, pack_message, pack_strings, unpack_error
 from xengrant.devices import Device, open_system
 from xengrant.embedded import Machine
+from xengrant.embedded import machine as machine_module
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
 
 from .conftest import Open
@@ -226,3 +227,22 @@ def test_repr_shows_the_state(opened: Open, machine: Machine) -> None:
     assert repr(device) == "<GntdevDevice gntdev closed>"
     assert repr(machine) == f"<Machine in {machine.directory}, running>"
     assert repr(open_system(machine.url(1))) == f"<SocketSystem {machine.url(1)}>"
+
+
+def test_closing_a_machine_that_is_stuck_comes_to_an_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine_module, "_CLOSE_TIMEOUT", 0.05)
+    stuck = Machine()
+    go_on = threading.Event()
+    stuck._loop.call_soon_threadsafe(go_on.wait)
+    try:
+        with pytest.warns(ResourceWarning, match="is stuck"):
+            stuck.close()
+        assert not os.path.exists(stuck.directory)
+        assert "is stuck" in caplog.text
+        stuck.close()
+    finally:
+        go_on.set()
+        stuck._thread.join(10)
+    assert not stuck._thread.is_alive()

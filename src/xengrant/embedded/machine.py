@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import resource
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -28,6 +30,11 @@ from xengrant.embedded.domain import Lifetime, Settings
 from xengrant.embedded.server import MachineServer
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger("xengrant.embedded")
+
+# Seconds that close waits for the machine's thread.
+_CLOSE_TIMEOUT = 10.0
 
 # What a domain that nobody uses has none of.
 _COUNTED = ("grants", "mapped", "maps", "mmaps", "ports", "files", "deferred", "connections")
@@ -186,17 +193,25 @@ class Machine:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     def close(self) -> None:
-        """Stop: every connection ends, the sockets go, and a temporary directory too. A second time does nothing."""
+        """Stop: every connection ends, the sockets go, and a temporary directory too. A second time does nothing.
+
+        A machine whose thread is stuck is left behind after some seconds, with a `ResourceWarning`.
+        """
         with self._closing:
             if self.closed:
                 return
             self.closed = True
             self._stop.set()
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            self._thread.join(_CLOSE_TIMEOUT)
             self._directory.close()
-            _machines.discard(self)
             atexit.unregister(self.close)
+            if self._thread.is_alive():
+                text = f"{self!r} is stuck: its thread did not end within {_CLOSE_TIMEOUT:g} seconds and is left behind"
+                _log.error(text)
+                warnings.warn(text, ResourceWarning, stacklevel=2)
+            else:
+                _machines.discard(self)
 
     def _do(self, call: Callable[[MachineServer], _T]) -> _T:
         """Run `call`, which is one of ours, in the machine's thread."""
