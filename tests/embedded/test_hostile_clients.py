@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import array
 import errno
+import gc
 import json
 import os
 import random
 import socket
 import struct
+import weakref
 
 import pytest
 
@@ -16,7 +18,8 @@ from xengrant.abi import gntdev
 from xengrant.devices import wire
 from xengrant.devices.client import Client, ask
 from xengrant.devices.wire import Kind
-from xengrant.embedded import Machine
+from xengrant.embedded import Machine, connection
+from xengrant.errors import InterfaceUnavailable
 
 from .ioctls import eventually
 
@@ -240,6 +243,42 @@ def test_half_a_message_waits_and_harms_nobody(machine: Machine) -> None:
     assert serves(machine)
     for sock in halves:
         sock.close()
+
+
+def test_half_a_message_is_not_waited_for_for_ever(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_MESSAGE_TIMEOUT", 0.05)
+    sock = hello(machine, "gntalloc")
+    sock.sendall(struct.pack("<IB3x", 1000, Kind.IOCTL) + b"x" * 500)
+    assert is_dropped(sock)
+
+
+def test_what_a_client_sent_is_forgotten_when_it_ends(machine: Machine) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with hello(machine, "gntalloc") as sock:
+            sock.sendall(struct.pack("<IB3x", 1 << 20, Kind.IOCTL) + b"x" * 500_000)
+            (there,) = map(weakref.ref, machine._server._connections)
+        eventually(lambda: there() is None, "the connection's memory is free without a collection of garbage")
+    finally:
+        gc.enable()
+
+
+def test_connections_are_limited(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_OF_DOMAIN", 2)
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
+    clients = [Client(machine.directory, domid, "gntdev") for domid in (1, 1, 2)]
+    for domid, text in ((3, "machine serves 3"), (1, "machine serves 3")):
+        with pytest.raises(InterfaceUnavailable, match=text):
+            Client(machine.directory, domid, "gntdev")
+    clients.pop().close()
+    eventually(lambda: machine._server.count() == 2, "the connection has ended")
+    with pytest.raises(InterfaceUnavailable, match="domain 1 has 2 connections") as caught:
+        Client(machine.directory, 1, "gntdev")
+    assert caught.value.errno == errno.EMFILE
+    assert ask(machine.directory, "status")["pid"] == os.getpid()
+    for client in clients:
+        client.close()
 
 
 def test_a_message_in_single_bytes_is_understood(machine: Machine) -> None:

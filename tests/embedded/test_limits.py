@@ -119,6 +119,21 @@ def test_gntdevs_limit_is_for_each_request(opened: Open, machine: Machine) -> No
         device.ioctl(gntdev.MAP_GRANT_REF, gntdev.pack_map([(1, 8)] * 10)[:60])
 
 
+def test_the_grants_in_all_maps_of_a_domain_are_limited(opened: Open, machine: Machine) -> None:
+    machine.create(2, gntdev_total=10)
+    first, second = opened(2, "gntdev"), opened(2, "gntdev")
+    index = add_map(first, [(1, 8)] * 6)
+    with refused(errno.ENOMEM):
+        add_map(second, [(1, 8)] * 5)
+    add_map(second, [(1, 8)] * 4)
+    first.ioctl(gntdev.UNMAP_GRANT_REF, gntdev.pack_unmap(index, 6))
+    add_map(first, [(1, 8)] * 6)
+    second.close()
+    add_map(first, [(1, 8)] * 4)
+    with refused(errno.ENOMEM):
+        add_map(first, [(1, 8)])
+
+
 def test_a_big_map(opened: Open, machine: Machine) -> None:
     """More grants, and more descriptors, than one message carries."""
     machine.create(1, gntalloc_limit=4000)

@@ -32,6 +32,12 @@ _FILES: dict[str, type[File]] = {"gntalloc": Gntalloc, "gntdev": Gntdev, "evtchn
 
 # A client that connects and says nothing is dropped after so many seconds.
 _HELLO_TIMEOUT = 10.0
+# So is one whose message is not complete after so many seconds.
+_MESSAGE_TIMEOUT = 10.0
+
+# Connections of devices, in all and of one domain; a control connection may come on top.
+MAX_CONNECTIONS = 1024
+MAX_OF_DOMAIN = 512
 
 
 class Server(Protocol):
@@ -39,6 +45,7 @@ class Server(Protocol):
 
     hypervisor: Hypervisor
 
+    def count(self, domain: Domain | None = None) -> int: ...
     def control(self, request: bytes) -> bytes: ...
     def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus: ...
     def forget(self, connection: Connection) -> None: ...
@@ -56,7 +63,9 @@ class Connection:
         self.device = "?"
         self.domain: Domain | None = None
         self.stream = Stream(loop, sock, self)
+        self._loop = loop
         self._hello_timer = loop.call_later(_HELLO_TIMEOUT, self.stream.close)
+        self._message_timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Connection {self.device} of domain {self.domain.domid if self.domain else '-'}>"
@@ -64,6 +73,8 @@ class Connection:
     def ended(self) -> None:
         """The client is gone, which is the end of its file."""
         self._hello_timer.cancel()
+        self._stop_message_timer()
+        self._inbox.clear()
         file, self._file = self._file, None
         if file is not None and not file.domain.dying:
             file.release()
@@ -86,7 +97,9 @@ class Connection:
             while not self.stream.closed and not self.stream.pending and not self.stream.paused:
                 message = self._next_message()
                 if message is None:
+                    self._start_message_timer()
                     return
+                self._stop_message_timer()
                 self._serve(*message)
                 if self._xenbus is not None:  # what came behind its HELLO is xenstore's
                     self._xenbus.received(bytes(self._inbox))
@@ -97,6 +110,23 @@ class Connection:
         except Exception:
             _log.exception("%r dropped: the machine failed", self)
             self.stream.close()
+
+    def _start_message_timer(self) -> None:
+        if self._inbox and self._message_timer is None:
+            self._message_timer = self._loop.call_later(_MESSAGE_TIMEOUT, self._message_is_late)
+
+    def _stop_message_timer(self) -> None:
+        if self._message_timer is not None:
+            self._message_timer.cancel()
+            self._message_timer = None
+
+    def _message_is_late(self) -> None:
+        self._message_timer = None
+        if self.stream.paused:  # the rest may have come, and nobody looks
+            self._start_message_timer()
+            return
+        _log.info("%r dropped: half a message for %g seconds", self, _MESSAGE_TIMEOUT)
+        self.stream.close()
 
     def _next_message(self) -> tuple[Kind, bytes] | None:
         head = wire.REQUEST.size
@@ -139,11 +169,16 @@ class Connection:
             raise fault(errno.ENOENT, f"no device {hello.device!r}")
         if hello.kernel:
             raise fault(errno.EOPNOTSUPP, "this machine takes no domain's kernel yet: leave kernel=1 out")
-        self._hello_timer.cancel()
         if hello.device == "control":
             self._control = True
         else:
-            self.domain = self._server.hypervisor.attach(hello.domid)
+            if self._server.count() >= MAX_CONNECTIONS:
+                raise fault(errno.EMFILE, f"the machine serves {MAX_CONNECTIONS} connections already")
+            domain = self._server.hypervisor.attach(hello.domid)
+            if self._server.count(domain) >= MAX_OF_DOMAIN:
+                raise fault(errno.EMFILE, f"domain {domain.domid} has {MAX_OF_DOMAIN} connections already")
+            self.domain = domain
+        self._hello_timer.cancel()
         self.device = hello.device
         if self.domain is not None and self.domain.paused:
             self.stream.paused = True

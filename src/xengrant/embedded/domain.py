@@ -35,6 +35,7 @@ class Settings:
     max_event_channels: int = 1023
     gntalloc_limit: int = 1024  # pages, xen_gntalloc's `limit`
     gntdev_limit: int = 65536  # grants for each request, xen_gntdev's `limit`
+    gntdev_total: int = 262144  # grants of all maps of all its files, as many as the maptrack has handles
     reclaim_interval: float = 1.0  # seconds between two tries at what the peer still maps
     free_per_iteration: int = 10  # pages for each try, grant_table's parameter; 0: all
     unmap_delay: float = 0.0  # seconds that gntdev takes to unmap
@@ -49,7 +50,7 @@ class Settings:
         for name in ("reclaim_interval", "unmap_delay"):
             if not 0 <= getattr(self, name) <= _MOST_SECONDS:
                 raise ValueError(f"{name} {getattr(self, name)!r}: 0 to {_MOST_SECONDS:g} seconds")
-        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "free_per_iteration"):
+        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "gntdev_total", "free_per_iteration"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} is negative")
         if self.reclaim_interval <= 0:

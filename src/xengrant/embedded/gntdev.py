@@ -113,8 +113,12 @@ class Gntdev(File):
         if not 0 < abi.map_count(arg) <= limit:
             raise fault(errno.EINVAL, f"{abi.map_count(arg)} grants, where 1 to {limit} can be mapped at once")
         # The kernel's domid_t is 16 bits wide; the rest of the word is lost.
+        linux, total = self.domain.linux, self.domain.settings.gntdev_total
+        if linux.gntdev_grants + abi.map_count(arg) > total:
+            raise fault(errno.ENOMEM, f"{linux.gntdev_grants} grants of at most {total} are in the domain's maps")
         new = Map([(domid & 0xFFFF, ref) for domid, ref in abi.unpack_map(arg)])
         abi.fill_map(arg, self._insert(new) * PAGE_SIZE)
+        linux.gntdev_grants += new.count
         return Answer()
 
     def _insert(self, new: Map) -> int:
@@ -201,7 +205,9 @@ class Gntdev(File):
             mapped.users = 1
             self._unmap(mapped)
             self._put(mapped)
-        elif mapped.port is not None:
+            return
+        self.domain.linux.gntdev_grants -= mapped.count
+        if mapped.port is not None:
             mapped.port.send()
             mapped.port.put()
             mapped.port = None

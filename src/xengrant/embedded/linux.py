@@ -48,6 +48,7 @@ class Linux:
         self._log: deque[tuple[float, str]] = deque(maxlen=_LOG_LINES)
         self.deferred: deque[_Deferred] = deque()
         self.gntalloc_pages = 0
+        self.gntdev_grants = 0  # of all maps, mapped or not
         first = domain.table.frame(0)
         assert first is not None
         self.table = GrantTable(

@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from xengrant.devices import wire
-from xengrant.embedded.connection import Connection, peer_uid
+from xengrant.embedded.connection import MAX_CONNECTIONS, Connection, peer_uid
 from xengrant.embedded.directory import BACKLOG, Directory
 from xengrant.embedded.domain import Domain, Settings
 from xengrant.embedded.files import fault
@@ -31,6 +31,9 @@ _log = logging.getLogger("xengrant.embedded")
 
 # Where no descriptor is left, clients wait so many seconds for one to come free, and are refused then.
 _ACCEPT_PAUSE = 0.1
+
+# Of both sockets, with those that have not said HELLO yet and the control connections.
+_MAX_CLIENTS = MAX_CONNECTIONS + 64
 
 # /sys/module/MODULE/parameters/NAME and the setting behind it.
 _PARAMETERS = {
@@ -83,6 +86,10 @@ class MachineServer:
 
     def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus:
         return Xenbus(self.store, domain.domid, stream)
+
+    def count(self, domain: Domain | None = None) -> int:
+        """Connections of devices, of `domain` or in all."""
+        return sum(c.domain is domain if domain else c.domain is not None for c in self._connections)
 
     def forget(self, connection: Connection) -> None:
         self._connections.discard(connection)
@@ -236,10 +243,16 @@ class MachineServer:
             os.close(spare)
 
     def _accept_device(self, client: socket.socket) -> None:
+        if len(self._connections) + len(self._xenstore_clients) >= _MAX_CLIENTS:
+            _refuse(client, errno.EMFILE, "the machine has too many connections")
+            return
         self._connections.add(Connection(self._loop, client, self))
 
     def _accept_xenstore(self, client: socket.socket) -> None:
         """One of Xen's own tools, as dom0."""
+        if len(self._connections) + len(self._xenstore_clients) >= _MAX_CLIENTS:
+            _refuse(client, errno.EMFILE, None)
+            return
         self._xenstore_clients.add(XenstoreClient(self._loop, client, self.store, self._xenstore_clients.discard))
 
 

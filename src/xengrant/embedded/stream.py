@@ -34,6 +34,17 @@ class Handler(Protocol):
         """The stream is over; called once."""
 
 
+class _Nobody:
+    """The handler of a stream that is over."""
+
+    def received(self, data: bytes) -> None: ...
+    def drained(self) -> None: ...
+    def ended(self) -> None: ...
+
+
+_NOBODY = _Nobody()
+
+
 class Stream:
     """A socket. `paused` stops reading, end of stream included.
 
@@ -43,7 +54,7 @@ class Stream:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, handler: Handler) -> None:
         self._loop = loop
         self._sock = sock
-        self._handler = handler
+        self._handler: Handler = handler
         self._out: deque[tuple[memoryview, list[int]]] = deque()  # bytes, and descriptors (ours) for the first of them
         self._out_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +102,8 @@ class Stream:
         """End the stream, now."""
         if not self.closed:
             self._shut()
-            self._handler.ended()
+            handler, self._handler = self._handler, _NOBODY  # which knows us: no cycle may keep its memory
+            handler.ended()
 
     def abandon(self) -> None:
         """In a forked child: close the descriptor only."""
