@@ -57,7 +57,7 @@ MUTATIONS: dict[str, Mutation] = {
     "events.bad_arguments": M(
         "evtchn.py", 'checked_number("remote_port", remote_port, 0', 'checked_number("remote_port", remote_port, -9'
     ),
-    "events.both_ways": M("devices/socket_events.py", "self._ports[number][1], 1)", "self._ports[number][0], 1)"),
+    "events.both_ways": M("embedded/event_channels.py", "side=1 - peer.side", "side=peer.side"),
     "events.bound_already": M("embedded/event_channels.py", "peer.peer is not None or ", ""),
     "events.cancelled_wait": M(
         "evtchn.py",
@@ -74,11 +74,7 @@ MUTATIONS: dict[str, Mutation] = {
         "            self._reader.close()\n            self._device.close()\n",
         "            self._reader.close()\n",
     ),
-    "events.coalesce": M(
-        "embedded/event_channels.py",
-        "self.fds.append(os.eventfd(0, os.EFD_CLOEXEC",
-        "self.fds.append(os.eventfd(0, os.EFD_SEMAPHORE | os.EFD_CLOEXEC",
-    ),
+    "events.coalesce": M("devices/socket_events.py", "end.recv(_DRAIN_SIZE, ", "end.recv(1, "),
     "events.descriptor_polls": M(
         "devices/socket_events.py", "return self._epoll.fileno()", "return self._client.sock.fileno()"
     ),
@@ -87,7 +83,7 @@ MUTATIONS: dict[str, Mutation] = {
         "self._numbers[fd] for fd, _ in ready if fd in self._numbers",
         "number for number in self._ports if ready",
     ),
-    "events.first_may_be_spurious": M("embedded/event_channels.py", "    os.eventfd_write(own, 1)\n", ""),
+    "events.first_may_be_spurious": M("embedded/event_channels.py", "    port.channel.send(port.side)\n", ""),
     "events.masked_until_written_back": M("devices/socket_events.py", " | select.EPOLLONESHOT", ""),
     "events.no_such_domain": M("evtchn.py", "if error.errno == errno.ESRCH:", "if error.errno == errno.EIO:"),
     "events.not_offered": M("embedded/event_channels.py", " or peer.remote_domid != domain.domid", ""),
@@ -210,7 +206,9 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "share.map_survives_revocation": M("grant_table.py", "_IN_USE = abi.GTF_READING | abi.GTF_WRITING", "_IN_USE = 0"),
     "share.munmap_through_another": M("gntshr.py", "        share.close()\n", "        pass\n"),
-    "share.no_such_domain": M("embedded/linux.py", "        self.table.put(ref)\n", ""),
+    "share.no_such_domain": M(
+        "embedded/linux.py", "put(ref)\n        except GrantBusy", "num_held\n        except GrantBusy"
+    ),
     "share.one_page": M("gntshr.py", "abi.FLAG_WRITABLE if writable else 0", "0"),
     "share.outlives_its_interface": M("devices/socket.py", "(not self._live or self._client.dead)", "True"),
     "share.pages_are_zeroed": M(
@@ -289,7 +287,9 @@ MUTATIONS: dict[str, Mutation] = {
     "xenstore.transaction_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.transactions", "> 9999"),
     "xenstore.watch_quota": M("embedded/xenstore_session.py", "> self.caller.quotas.watches", "> 9999"),
     "xenstore.watches_among_requests": M(
-        "xenstore_connection.py", "return self._codec.unanswered == sum(", "return self._codec.unanswered < sum("
+        "xenstore_async.py",
+        "                self._wake(news)\n            self._send_undoing()\n",
+        "                self._wake(news)\n",
     ),
     "xenstore.watch_tells_at_once": M(
         "embedded/xenstore_session.py", "            self.tell(watch, watch.path)\n", "            pass\n"
