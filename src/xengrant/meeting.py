@@ -12,6 +12,7 @@ before it is believed.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import re
 from collections.abc import Generator, Iterator
@@ -32,6 +33,7 @@ __all__ = ["Advertisement", "advertise", "find", "find_async"]
 
 _NODE_BYTES = 2000
 _MAX_NODES = 512
+_ONE_LOOK = 1.0  # seconds that xenstore has for its answers where the caller waits for none
 _NAMES = {"domid", "refs", "writable"}
 
 
@@ -104,23 +106,26 @@ def remove(store: XenStore, path: str) -> None:
 def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
     """The grants that domain `domid` advertises at `path`, waiting until it does.
 
-    Raises `TimeoutError`, `ProtocolError` for values that make no sense, `XenStoreError`.
+    A timeout of 0 looks once, and gives xenstore a second to answer. Raises `TimeoutError`, `ProtocolError` for values
+    that make no sense, `XenStoreError`.
     """
     where = shown_path(checked_domid(domid), path)
-    deadline = deadline_after(timeout)
+    deadline = deadline_after(timeout if timeout != 0 else _ONE_LOOK)
 
     def read(transaction: Transaction) -> list[Grant] | None:
-        return _drive(_reading(domid, where), transaction)
+        return _drive(_reading(domid, where), transaction, deadline)
 
-    with store.watch(where) as watch:
-        while True:
-            grants = store.run_transaction(read)
-            if grants is not None:
-                return grants
-            try:
+    try:
+        with store.watch(where, timeout=seconds_until(deadline)) as watch:
+            while True:
+                grants = store.run_transaction(read, timeout=seconds_until(deadline))
+                if grants is not None:
+                    return grants
+                if timeout == 0 or seconds_until(deadline) == 0:  # the peer decides whether there is always an event
+                    raise TimeoutError
                 watch.wait(seconds_until(deadline))
-            except TimeoutError:
-                raise TimeoutError(_not_advertised(domid, where, timeout)) from None
+    except TimeoutError:
+        raise TimeoutError(_not_advertised(domid, where, timeout)) from None
 
 
 async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
@@ -131,15 +136,17 @@ async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float
     async def read(transaction: AsyncTransaction) -> list[Grant] | None:
         return await _drive_async(_reading(domid, where), transaction)
 
-    async with await store.watch(where) as watch:
-        while True:
-            grants = await store.run_transaction(read)
-            if grants is not None:
-                return grants
-            try:
+    try:
+        async with asyncio.timeout(timeout if timeout != 0 else _ONE_LOOK), await store.watch(where) as watch:
+            while True:
+                grants = await store.run_transaction(read)
+                if grants is not None:
+                    return grants
+                if timeout == 0:
+                    raise TimeoutError
                 await watch.wait(seconds_until(deadline))
-            except TimeoutError:
-                raise TimeoutError(_not_advertised(domid, where, timeout)) from None
+    except TimeoutError:
+        raise TimeoutError(_not_advertised(domid, where, timeout)) from None
 
 
 _Steps = Generator[tuple[str, str], Any, list[Grant] | None]
@@ -148,10 +155,10 @@ _Steps = Generator[tuple[str, str], Any, list[Grant] | None]
 def _reading(domid: int, where: str) -> _Steps:
     """Read the nodes, one call of the store at a time; None while they are not there, or not for us to read."""
     try:
+        owner = yield "read", f"{where}/domid"  # first: until it is there, nothing else is asked
         names = yield "directory", f"{where}/refs"
         if not 0 < len(names) <= _MAX_NODES or set(names) != {str(i) for i in range(len(names))}:
             raise ProtocolError(f"{where}/refs does not hold the nodes 0, 1, ... but {names[:4]!r}")
-        owner = yield "read", f"{where}/domid"
         texts = []
         for i in range(len(names)):
             texts.append((yield "read", f"{where}/refs/{i}"))
@@ -162,12 +169,12 @@ def _reading(domid: int, where: str) -> _Steps:
     return parse(domid, where, owner, texts)
 
 
-def _drive(steps: _Steps, store: Transaction) -> list[Grant] | None:
+def _drive(steps: _Steps, store: Transaction, deadline: float | None) -> list[Grant] | None:
     try:
         operation, path = next(steps)
         while True:
             try:
-                answer = getattr(store, operation)(path)
+                answer = getattr(store, operation)(path, timeout=seconds_until(deadline))
             except XenStoreError as error:
                 operation, path = steps.throw(error)
             else:

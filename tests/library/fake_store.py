@@ -73,10 +73,10 @@ class FakeStore:
     def exists(self, path: str) -> bool:
         return self._is_there(self._step("exists", path))
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, *, timeout: float | None = None) -> bytes:
         return self.tree.nodes.get(self._found(self._step("read", path)), b"")
 
-    def directory(self, path: str) -> list[str]:
+    def directory(self, path: str, *, timeout: float | None = None) -> list[str]:
         below = self._found(self._step("directory", path)) + "/"
         return list({node[len(below) :].split("/")[0]: None for node in self.tree.nodes if node.startswith(below)})
 
@@ -101,7 +101,7 @@ class FakeStore:
             raise XenStoreError(errno.EACCES, "only dom0 may ask")
         return domid in self.tree.introduced
 
-    def run_transaction(self, function: Callable[[Any], Any]) -> Any:
+    def run_transaction(self, function: Callable[[Any], Any], *, timeout: float | None = None) -> Any:
         before = dict(self.tree.nodes)
         try:
             return function(self)
@@ -109,7 +109,7 @@ class FakeStore:
             self.tree.nodes = before
             raise
 
-    def watch(self, path: str) -> FakeWatch:
+    def watch(self, path: str, *, timeout: float | None = None) -> FakeWatch:
         self._step("watch", "")
         return FakeWatch(self, path)
 

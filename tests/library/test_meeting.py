@@ -18,7 +18,8 @@ from xengrant.gntshr import Share
 from xengrant.gnttab import Grant
 from xengrant.xenstore import XenStore
 
-from .fake_store import Tree
+from . import LONG
+from .fake_store import AsyncFakeWatch, FakeStore, FakeWatch, Tree
 
 _HOME = "/local/domain/7"
 _PATH = f"{_HOME}/data/demo"
@@ -273,3 +274,97 @@ def test_a_bad_domid_is_refused(domid: int) -> None:
         meeting.find(_store(Tree()), domid, "data/demo", 0)
     with pytest.raises(ValueError, match="domid"):
         asyncio.run(meeting.find_async(store, domid, "data/demo", 0))
+
+
+_NOTHING = rf"domain 7 advertised nothing that this domain may read at {_PATH} in 0.05 seconds"
+
+
+class _RestlessStore(FakeStore):
+    """The peer changes nodes below the path all the time: there is always an event."""
+
+    passes = 0
+
+    def watch(self, path: str, *, timeout: float | None = None) -> FakeWatch:
+        watch = super().watch(path, timeout=timeout)
+        watch.wait = self._wait  # type: ignore[method-assign]
+        return watch
+
+    def _wait(self, timeout: float | None = None) -> str:
+        self.passes += 1
+        assert self.passes < 1_000_000, "find never looked at its deadline"
+        return _PATH
+
+
+def test_a_peer_that_changes_nodes_all_the_time_does_not_outlast_the_timeout() -> None:
+    store: Any = _RestlessStore(Tree())
+    with pytest.raises(TimeoutError, match=_NOTHING):
+        meeting.find(store, 7, "data/demo", 0.05)
+    assert store.passes > 0
+
+
+class _RestlessWatch(AsyncFakeWatch):
+    async def wait(self, timeout: float | None = None) -> str:
+        return _PATH
+
+
+def test_nor_does_it_where_find_is_awaited() -> None:
+    async def find() -> None:
+        store: Any = Tree().open_async()
+
+        async def watch(path: str) -> _RestlessWatch:
+            return _RestlessWatch(store.store.watch(path))
+
+        store.watch = watch
+        async with asyncio.timeout(LONG):
+            await meeting.find_async(store, 7, "data/demo", 0.05)
+
+    with pytest.raises(TimeoutError, match=_NOTHING):
+        asyncio.run(find())
+
+
+def test_every_call_of_xenstore_has_what_is_left_of_the_timeout() -> None:
+    calls: list[tuple[str, float | None]] = []
+
+    class Store(FakeStore):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name not in ("read", "directory", "run_transaction", "watch"):
+                return found
+
+            def call(*arguments: Any, timeout: float | None = None) -> Any:
+                calls.append((name, timeout))
+                return found(*arguments, timeout=timeout)
+
+            return call
+
+    tree = Tree()
+    _advertise(tree, _share(8))
+    store: Any = Store(tree)
+    assert meeting.find(store, 7, "data/demo", LONG) == [Grant(7, 8)]
+    assert [name for name, _ in calls] == ["watch", "run_transaction", "read", "directory", "read"]
+    left = [timeout for _, timeout in calls if timeout is not None]
+    assert len(left) == len(calls)
+    assert left[0] <= LONG
+    assert left == sorted(left, reverse=True)
+    assert left[-1] > 0
+
+
+def test_without_the_domid_no_refs_are_read() -> None:
+    tree = Tree()
+    _advertise(tree, _share(8))
+    del tree.nodes[f"{_PATH}/domid"]
+    tree.failures["directory"] = XenStoreError(errno.EIO, "asked for the refs")
+    with pytest.raises(TimeoutError, match="advertised nothing"):
+        _find(tree)
+
+
+def test_a_timeout_of_0_finds_what_is_there_and_waits_for_nothing_else() -> None:
+    tree = Tree()
+    text = r"advertised nothing .* in 0 seconds"
+    with pytest.raises(TimeoutError, match=text):
+        _find(tree, 0)
+    with pytest.raises(TimeoutError, match=text):
+        asyncio.run(_find_async(tree, 0))
+    _advertise(tree, _share(8))
+    assert _find(tree, 0) == asyncio.run(_find_async(tree, 0)) == [Grant(7, 8)]
+    assert not tree.watched.acquire(blocking=False), "it waited for an event"
