@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from itertools import starmap
 from typing import Protocol
 
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable
@@ -154,17 +155,22 @@ class SharedReader:
     def _poll(self, poller: select.poll, deadline: float | None) -> dict[int, int]:
         """poll() without the lock: the events of each descriptor that has some."""
         seconds = seconds_until(deadline)
-        self._pollers.add(threading.get_ident())
-        self.lock.release()
+        thread = threading.get_ident()
+        released: list[None] = []
         try:
+            self._pollers.add(thread)
+            released.extend(starmap(self.lock.release, ((),)))  # called and noted in one step, whatever signals come
             polled = dict(poller.poll(None if seconds is None else seconds * 1000))
         finally:
-            self.lock.acquire()
-            self._pollers.discard(threading.get_ident())
-            if self._closed:
-                self._changed.notify_all()  # close() waits for the last of us
-                if not self._pollers:
-                    self._close_wakers()
+            try:
+                if released:
+                    _acquire(self.lock)
+            finally:
+                self._pollers.discard(thread)
+                if self._closed:
+                    self._changed.notify_all()  # close() waits for the last of us
+                    if not self._pollers:
+                        self._close_wakers()
         return polled
 
     def _read(self, ready: int) -> None:
@@ -218,6 +224,19 @@ class SharedReader:
 def seconds_until(deadline: float | None) -> float | None:
     """The seconds left until `deadline`, at least 0; None for ever."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _acquire(lock: threading.RLock) -> None:
+    """Acquire it even where a signal handler raises meanwhile, and raise that afterwards."""
+    acquired: list[bool] = []
+    raised: BaseException | None = None
+    while not acquired:
+        try:
+            acquired.extend(map(lock.acquire, (True,)))
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
 
 
 def _has_passed(deadline: float | None) -> bool:

@@ -10,6 +10,7 @@ a `str` is written as UTF-8.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -78,12 +79,14 @@ class _Nodes:
 class XenStore(Connection, _Nodes):
     """One connection to xenstore, whose calls wait for the answer.
 
-    Threads: any call from any thread; whoever waits reads for all.
+    Threads: any call from any thread; whoever waits reads for all. A signal handler may `close` it, but must not ask
+    what its own thread is asking (RuntimeError, or TimeoutError for a call with a timeout).
     """
 
     def __init__(self, device: Device) -> None:
         super().__init__(device)
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # so that a signal handler may close what its own thread is writing to
+        self._is_writing = False
         self._reader = SharedReader(device, _Deliverer(device.name, self._codec), size=65536)
 
     def get_domain_path(self, domid: int, *, timeout: float | None = None) -> str:
@@ -124,7 +127,8 @@ class XenStore(Connection, _Nodes):
                 delay = next(delays, None)
                 if delay is None:
                     raise give_up(attempts) from error
-            self._reader.wait_until(lambda: False, deadline_after(delay))
+            left = seconds_until(deadline)
+            self._reader.wait_until(lambda: False, deadline_after(delay if left is None else min(delay, left)))
 
     def watch(self, path: str, *, timeout: float | None = None) -> Watch:
         """Have changes of the node and all below it told. The first event, of `path` itself, comes at once.
@@ -183,21 +187,44 @@ class XenStore(Connection, _Nodes):
     def _send(self, request: core.Request, deadline: float | None) -> Outgoing:
         """Write the message, after whatever an earlier time-out left half written."""
         seconds = seconds_until(deadline)
-        if not self._writing.acquire(timeout=-1 if seconds is None else seconds):
-            raise TimeoutError(f"xenstore took no {request.operation.name} in time: another thread's is in the way")
+        sent = self._alone(lambda: self._queue_and_flush(request, deadline), -1 if seconds is None else seconds)
+        if sent:
+            return sent[0]
+        if seconds is None:
+            raise RuntimeError(f"{request.operation.name} from a signal handler, while its own thread was writing")
+        raise TimeoutError(f"xenstore took no {request.operation.name} in time: another's is in the way")
+
+    def _alone(self, write: Callable[[], T], seconds: float) -> list[T]:
+        """What `write` returns, called while nobody else writes; nothing where that does not come within `seconds`.
+
+        Nor where a signal handler asks and its own thread is writing. A handler that raises leaves no lock held:
+        handlers run between two steps of Python's own, and `list.extend` of a `map` calls and stores in one step.
+        """
+        acquired: list[bool] = []
         try:
-            self._check_open()
-            with self._reader.lock:
-                outgoing = self._queue(request)
+            acquired.extend(map(self._writing.acquire, (True,), (seconds,)))
+            if not acquired[0] or self._is_writing:
+                return []
             try:
-                self._flush(deadline)
-            except BaseException:
-                with self._reader.lock:
-                    self._give_up(outgoing)
-                raise
-            return outgoing
+                self._is_writing = True
+                return [write()]
+            finally:
+                self._is_writing = False
         finally:
-            self._writing.release()
+            if acquired and acquired[0]:
+                self._writing.release()
+
+    def _queue_and_flush(self, request: core.Request, deadline: float | None) -> Outgoing:
+        self._check_open()
+        with self._reader.lock:
+            outgoing = self._queue(request)
+        try:
+            self._flush(deadline)
+        except BaseException:
+            with self._reader.lock:
+                self._give_up(outgoing)
+            raise
+        return outgoing
 
     def _flush(self, deadline: float | None) -> None:
         while self._unsent:
@@ -229,15 +256,13 @@ class XenStore(Connection, _Nodes):
             return
         with self._reader.lock:
             self._codec.undo_with(request)
-        if self._writing.acquire(blocking=False):
-            try:
-                with self._reader.lock:
-                    self._queue_undoing()
-                self._flush(deadline_after(0))
-            except (InterfaceClosed, InterfaceUnavailable, ProtocolError, TimeoutError):
-                pass  # the next call says so
-            finally:
-                self._writing.release()
+        with contextlib.suppress(InterfaceClosed, InterfaceUnavailable, ProtocolError, TimeoutError):  # the next says
+            self._alone(self._undo, 0)
+
+    def _undo(self) -> None:
+        with self._reader.lock:
+            self._queue_undoing()
+        self._flush(deadline_after(0))
 
 
 class _Deliverer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
@@ -9,16 +10,20 @@ import select
 import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from types import FrameType
 
 import pytest
 
+from xengrant import meeting
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError, XenStoreError
-from xengrant.xenstore import Permission, Transaction, Watch, XenStore
+from xengrant.xenstore import AsyncXenStore, Permission, Transaction, Watch, XenStore
 
 from .store_server import LinuxDevice, NarrowDevice, SocketDevice, StoreServer
 from .worker import LONG, Worker, until
@@ -488,6 +493,83 @@ def test_a_forked_child_cannot_use_it_and_the_parent_can(guest: XenStore) -> Non
                 os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert guest.read("domid") == b"1"
+
+
+class LockWithSignal:
+    """Counts as the lock, and has a handler run when `acquire` has returned and its result is stored."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.release, self._lock = lock.release, lock
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        taken = self._lock.acquire(blocking, timeout)
+        sys.setprofile(self._after)
+        return taken
+
+    def __enter__(self) -> bool:
+        return self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+    def _after(self, frame: FrameType, event: str, function: object) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") == "extend":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("undoing", [False, True])
+def test_a_signal_just_after_the_lock_is_taken_leaves_it_free(guest: XenStore, undoing: bool) -> None:
+    watch = guest.watch("data")
+    lock = guest._writing
+    guest._writing = LockWithSignal(lock)  # type: ignore[assignment]
+    call = watch.close if undoing else partial(guest.read, "domid")
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    guest._writing = lock
+    assert Worker(lambda: guest.read("domid", timeout=LONG)).get() == b"1"
+    Worker(guest.close).get()
+
+
+def test_a_signal_handler_may_close_what_its_own_thread_is_writing_to(server: StoreServer) -> None:
+    device = server.device(1)
+    store = XenStore(device)
+
+    def write(data: bytes) -> int:
+        with pytest.raises(RuntimeError, match="from a signal handler"):
+            store.read("name")
+        with pytest.raises(TimeoutError, match="another's is in the way"):
+            store.read("name", timeout=0)
+        store.close()
+        raise KeyboardInterrupt
+
+    device.write = write  # type: ignore[method-assign]
+
+    def ask() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            store.read("domid")
+
+    Worker(ask).get()
+    assert store.closed
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_find_keeps_its_timeout_where_xenstore_is_silent(
+    pair: tuple[SocketDevice, socket.socket], awaited: bool
+) -> None:
+    async def find_async() -> None:
+        async with AsyncXenStore(pair[0]) as store:
+            await meeting.find_async(store, 7, "data/demo", 0.05)
+
+    def find() -> None:
+        if awaited:
+            asyncio.run(find_async())
+        else:
+            with XenStore(pair[0]) as store:
+                meeting.find(store, 7, "data/demo", 0.05)
+
+    with pytest.raises(TimeoutError, match=r"domain 7 advertised nothing .* in 0\.05 seconds"):
+        Worker(find).get()
 
 
 def test_fileno_polls_readable_for_an_event(guest: XenStore, dom0: XenStore) -> None:

@@ -203,6 +203,34 @@ def test_waiting_to_write_ends_at_its_deadline(pipe: Pipe) -> None:
     inbox.reader.close()
 
 
+class InterruptedLock:
+    """A lock in whose `acquire` a signal handler raises, the first time, before it is held."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self.release = lock.release
+        self._acquire = lock.acquire
+        self.interrupted = False
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if not self.interrupted:
+            self.interrupted = True
+            raise KeyboardInterrupt
+        return self._acquire(blocking)
+
+
+def test_a_signal_while_a_waiter_takes_the_lock_back_leaves_nothing_behind(pipe: Pipe) -> None:
+    inbox = Inbox(pipe)
+    lock = inbox.reader.lock
+    inbox.reader.lock = InterruptedLock(lock)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        inbox.take(b"a", 0)
+    assert not inbox.reader._pollers
+    inbox.reader.lock = lock
+    Worker(partial(pipe.peer.send, b"a")).get()
+    assert Worker(partial(inbox.take, b"a")).get(), "another thread finds the lock free"
+    Worker(inbox.reader.close).get()
+
+
 def test_the_peers_end_fails_every_waiter(pipe: Pipe) -> None:
     inbox = Inbox(pipe)
     workers = waiters(inbox, b"ab")
