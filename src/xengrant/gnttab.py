@@ -168,7 +168,9 @@ class Gnttab:
                 unmap()
             raise self._why_not_mapped(error, wanted, writable=writable) from None
         except BaseException:
-            unmap()
+            # Where a signal broke in after the mapping was made, the mapping is gone by now and has unmapped already.
+            with contextlib.suppress(OSError):
+                unmap()
             raise
         if notify is not None:
             self._set_notify(notify, unmap.index, mapping)
@@ -238,7 +240,8 @@ class Gnttab:
         try:
             self._device.ioctl(abi.SET_UNMAP_NOTIFY, notify.pack(index))
         except BaseException as error:
-            mapping.close()
+            with contextlib.suppress(OSError):
+                mapping.close()
             if isinstance(error, OSError):
                 raise notify.explain(error) from None
             raise

@@ -149,6 +149,15 @@ def test_an_interrupted_mmap_is_undone(system: FakeSystem, gnttab: Gnttab, failu
     assert system.journal == ["MAP", "mmap", "UNMAP"]
 
 
+def test_what_interrupts_a_map_is_not_hidden_by_an_undo_that_fails(system: FakeSystem, gnttab: Gnttab) -> None:
+    system.failures["mmap"] = KeyboardInterrupt()
+    system.failures["UNMAP"] = error(errno.ENOENT)  # the mapping came and went before the signal was handled
+    with pytest.raises(KeyboardInterrupt):
+        gnttab.map((1, 8), writable=False)
+    assert system.journal == ["MAP", "mmap", "UNMAP"]
+    system.opened[0].held.clear()
+
+
 @pytest.mark.parametrize(
     ("status", "text"),
     [
