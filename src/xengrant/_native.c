@@ -192,7 +192,9 @@ fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 
 /* The state is one atomic word: how many calls are under way, and CLOSED, which refuses new ones. Who ends the last
  * call after it was set, or sets it while there is none, closes the file: no call ever meets another file under the
- * same number. */
+ * same number. ABANDONED is all there is to the state of a file that abandon() closed, whatever was under way. */
+#define ABANDONED (CLOSED | (uint32_t)1 << 30)
+
 typedef struct {
     PyObject_HEAD
     int fd;
@@ -211,11 +213,27 @@ hold(Descriptor *self)
     return self->fd;
 }
 
-static void
+/* Ends a call; 0, and nothing is done, where none is under way. The call that an abandoned file was in ends too. */
+static int
 drop(Descriptor *self)
 {
-    if (__atomic_sub_fetch(&self->state, 1, __ATOMIC_ACQ_REL) == CLOSED)
+    uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
+    do {
+        if (state == ABANDONED)
+            return 1;
+        if ((state & ~CLOSED) == 0)
+            return 0;
+    } while (!__atomic_compare_exchange_n(&self->state, &state, state - 1, 1, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
+    if (state - 1 == CLOSED)
         close(self->fd);
+    return 1;
+}
+
+/* Whether the file of a descriptor in this state is closed. */
+static int
+is_gone(uint32_t state)
+{
+    return state == CLOSED || state == ABANDONED;
 }
 
 /* ---- Mapping: its state -------------------------------------------------------------------------------- */
@@ -1292,7 +1310,10 @@ descriptor_hold(PyObject *object, PyObject *Py_UNUSED(ignored))
 static PyObject *
 descriptor_drop(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    drop((Descriptor *)object);
+    if (!drop((Descriptor *)object)) {
+        PyErr_SetString(PyExc_RuntimeError, "drop() without a hold(): no call of this file is under way");
+        return NULL;
+    }
     Py_RETURN_NONE;
 }
 
@@ -1309,7 +1330,7 @@ static PyObject *
 descriptor_abandon(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     Descriptor *self = (Descriptor *)object;
-    if (__atomic_exchange_n(&self->state, CLOSED, __ATOMIC_ACQ_REL) != CLOSED)
+    if (!is_gone(__atomic_exchange_n(&self->state, ABANDONED, __ATOMIC_ACQ_REL)))
         close(self->fd);
     Py_RETURN_NONE;
 }
@@ -1319,7 +1340,7 @@ descriptor_dealloc(PyObject *object)
 {
     Descriptor *self = (Descriptor *)object;
     PyTypeObject *type = Py_TYPE(object);
-    if (self->state != CLOSED)
+    if (!is_gone(self->state))
         close(self->fd);
     freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
     free_object(object);
@@ -1339,7 +1360,8 @@ static PyMethodDef descriptor_methods[] = {
      "what they are, where the file is closed, and where the kernel refuses."},
     {"hold", descriptor_hold, METH_NOARGS,
      "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
-    {"drop", descriptor_drop, METH_NOARGS, "drop($self, /)\n--\n\nEnd a call that hold() began."},
+    {"drop", descriptor_drop, METH_NOARGS,
+     "drop($self, /)\n--\n\nEnd a call that hold() began. RuntimeError where none is under way."},
     {"close", descriptor_close, METH_NOARGS,
      "close($self, /)\n--\n\nRefuse new calls, and close the file with the last one under way."},
     {"abandon", descriptor_abandon, METH_NOARGS,

@@ -79,6 +79,30 @@ def test_abandon_closes_the_file_though_calls_are_under_way(fd: int) -> None:
     assert is_open(other)
 
 
+def test_a_call_that_nobody_began_cannot_be_ended(fd: int) -> None:
+    file = Descriptor(fd)
+    with pytest.raises(RuntimeError, match="no call of this file is under way"):
+        file.drop()
+    assert file.hold() == fd
+    file.drop()
+    file.close()
+    with pytest.raises(RuntimeError, match="no call of this file is under way"):
+        file.drop()
+    assert file.hold() == -1, "a file that is closed stays so"
+
+
+def test_the_calls_that_a_forked_child_finds_under_way_end_quietly(fd: int) -> None:
+    file = Descriptor(fd)
+    file.hold()
+    file.abandon()
+    other = os.memfd_create("other")
+    assert other == fd
+    file.drop()
+    assert file.hold() == -1
+    del file
+    assert is_open(other)
+
+
 def test_the_last_reference_closes_the_file(fd: int) -> None:
     file = Descriptor(fd)
     del file
