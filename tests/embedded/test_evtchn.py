@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from xengrant.abi import evtchn
-from xengrant.devices import Device
+from xengrant.devices import Device, open_system, wire
+from xengrant.devices.client import Client, Reply
+from xengrant.devices.wire import Kind
 from xengrant.embedded import Machine
 from xengrant.errors import InterfaceClosed
 
 from .conftest import Open
-from .ioctls import bind_interdomain, bind_unbound, connected, notify, read_ports, refused, unbind, unmask
+from .ioctls import (
+    alloc,
+    bind_interdomain,
+    bind_unbound,
+    connected,
+    dealloc,
+    notify,
+    notify_at,
+    read_ports,
+    refused,
+    unbind,
+    unmask,
+)
 
 
 def readable(device: Device) -> bool:
@@ -189,3 +211,193 @@ def test_close_frees_the_ports(opened: Open, machine: Machine) -> None:
 def test_evtchn_cannot_be_mapped(opened: Open) -> None:
     with refused(errno.ENODEV):
         opened(1, "evtchn").mmap(4096, 0, writable=True)
+
+
+MACHINE = "import sys; from xengrant.embedded import Machine; m = Machine(sys.argv[1]); print(flush=True); m.run()"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[str]:
+    """The directory of a machine in a process of its own, so that a test that makes it hang ends all the same."""
+    directory = str(tmp_path / "xen")
+    with subprocess.Popen([sys.executable, "-c", MACHINE, directory], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield directory
+        process.kill()
+
+
+def only_let_it_wait(end: socket.socket) -> None:
+    """What every attack begins and ends with: O_NONBLOCK is cleared."""
+
+
+def fill(end: socket.socket) -> None:
+    """Send until there is no room, far more than any honest peer."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            end.send(bytes(1 << 12), socket.MSG_DONTWAIT)
+
+
+def drain(end: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while end.recv(1 << 16, socket.MSG_DONTWAIT):
+            pass
+
+
+def send_urgent(end: socket.socket) -> None:
+    end.send(b"!", socket.MSG_OOB)
+
+
+def shut_receiving(end: socket.socket) -> None:
+    end.shutdown(socket.SHUT_RD)
+
+
+def shut_sending(end: socket.socket) -> None:
+    end.shutdown(socket.SHUT_WR)
+
+
+def shut_down(end: socket.socket) -> None:
+    end.shutdown(socket.SHUT_RDWR)
+
+
+SHUT = [shut_receiving, shut_sending, shut_down]
+ATTACKS = [only_let_it_wait, fill, drain, send_urgent, *SHUT]
+
+
+class Attacker:
+    """A process of domain 2 that has a channel with domain 1, and attacks through the descriptors it was handed."""
+
+    def __init__(self, directory: str) -> None:
+        self.client = Client(directory, 2, "evtchn")
+        self.client.sock.settimeout(10)
+
+    def ioctl(self, request: int, arg: bytearray) -> Reply:
+        return self.client.request(Kind.IOCTL, wire.pack_ioctl(request, arg, []))
+
+    def bind(self, port: int) -> int:
+        self.reply = self.ioctl(evtchn.BIND_INTERDOMAIN, evtchn.pack_interdomain(1, port))
+        return self.reply.result
+
+    def attack(self, attack: Callable[[socket.socket], None]) -> None:
+        for fd in self.reply.fds:
+            os.set_blocking(fd, True)
+            with socket.socket(fileno=os.dup(fd)) as end:
+                attack(end)
+            os.set_blocking(fd, True)
+
+
+@pytest.fixture
+def attacker(directory: str) -> Iterator[Attacker]:
+    attacker = Attacker(directory)
+    yield attacker
+    attacker.client.close()
+
+
+@pytest.fixture
+def victim(directory: str) -> Iterator[Device]:
+    """An evtchn file of domain 1. Every call must return by itself: the alarm makes it a failure, not a hang."""
+
+    def ring(_number: int, _frame: object) -> None:
+        raise AssertionError("not within 20 seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(20)
+    device = open_system(f"embedded:{directory}?domid=1").open("evtchn")
+    try:
+        yield device
+        device.close()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_peer_makes_the_machine_wait(
+    victim: Device, attacker: Attacker, attack: Callable[[socket.socket], None]
+) -> None:
+    port = bind_unbound(victim, 2)
+    for _ in range(3):  # the machine sends the first event of each bind through what was attacked before
+        bound = attacker.bind(port)
+        attacker.attack(attack)
+        attacker.ioctl(evtchn.UNBIND, evtchn.pack_word(bound))
+    assert bind_unbound(victim, 2) != port
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_peer_makes_an_unmap_notification_wait(
+    victim: Device, attacker: Attacker, directory: str, attack: Callable[[socket.socket], None]
+) -> None:
+    port = bind_unbound(victim, 2)
+    attacker.bind(port)
+    attacker.attack(attack)
+    with contextlib.closing(open_system(f"embedded:{directory}?domid=1").open("gntalloc")) as device:
+        for _ in range(50):
+            index, _refs = alloc(device, 2)
+            notify_at(device, index, port=port)
+            dealloc(device, index)
+    assert bind_unbound(victim, 2) != port
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_no_peer_makes_its_victim_wait(
+    victim: Device, attacker: Attacker, attack: Callable[[socket.socket], None]
+) -> None:
+    port = bind_unbound(victim, 2)
+    attacker.bind(port)
+    for _ in range(2):
+        with contextlib.suppress(ConnectionError):  # what was shut down is not filled again
+            attacker.attack(attack)
+        for _ in range(1000):
+            notify(victim, port)
+        read_ports(victim)
+        unmask(victim, port)
+    unbind(victim, port)
+
+
+def test_a_flood_is_masked_as_one_event_is(victim: Device, attacker: Attacker) -> None:
+    port = bind_unbound(victim, 2)
+    attacker.bind(port)
+    attacker.attack(fill)
+    assert read_ports(victim) == (port,)
+    assert not readable(victim)
+
+
+@pytest.mark.parametrize("attack", SHUT)
+def test_a_channel_that_was_shut_down_is_silent(
+    victim: Device, attacker: Attacker, attack: Callable[[socket.socket], None]
+) -> None:
+    port, other = bind_unbound(victim, 2), bind_unbound(victim, 1)
+    same = bind_interdomain(victim, 1, other)
+    attacker.bind(port)
+    attacker.attack(attack)
+    assert read_ports(victim) == ()
+    assert not readable(victim)
+    notify(victim, port)
+    notify(victim, other)
+    assert read_ports(victim) == (same,)
+
+
+def test_an_event_is_not_lost_where_many_wait_to_be_taken(opened: Open) -> None:
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    for _ in range(10_000):
+        notify(left, port_1)
+    assert read_ports(right) == (port_2,)
+    unmask(right, port_2)
+    assert not readable(right)
+    notify(left, port_1)
+    assert read_ports(right) == (port_2,)
+
+
+def test_a_default_timeout_of_the_programs_sockets_changes_nothing(opened: Open) -> None:
+    before = socket.getdefaulttimeout()
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    socket.setdefaulttimeout(1000)
+    try:
+        port_1, port_2 = connected(left, 1, right, 2)
+    finally:
+        socket.setdefaulttimeout(before)
+    for _ in range(10_000):
+        notify(left, port_1)
+    assert read_ports(right) == (port_2,)

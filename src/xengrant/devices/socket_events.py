@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import select
 import socket
 import threading
@@ -19,21 +18,23 @@ from xengrant.devices.socket import SocketDevice
 
 _BINDS = (abi.BIND_UNBOUND_PORT, abi.BIND_INTERDOMAIN, abi.BIND_VIRQ)
 _ARMED = select.EPOLLIN | select.EPOLLONESHOT
+_DRAIN_SIZE, _DRAIN_MOST = 1 << 12, 16  # one receive takes all that is pending, but for a peer that floods
 
 
 class EvtchnDevice(SocketDevice):
-    """evtchn. Binding hands out two eventfds: the port's own, and the other side's.
+    """evtchn. Binding hands out a socket, connected with the other side's.
 
-    The own one's counter is the pending bit. All own ones are in one epoll, which is what `fileno` gives: a port that
-    was read is disarmed there, which masks it, until its number is written back.
+    What lies in it is the pending bit, and what is sent through it is an event to the other side. All are in one epoll,
+    which is what `fileno` gives: a port that was read is disarmed there, which masks it, until its number is written
+    back. The peer, which holds the other end, may fill it or shut it down: that costs its own events and nothing else.
     """
 
     def __init__(self, name: str, client: Client) -> None:
         super().__init__(name, client)
         self._table = threading.Lock()
         self._epoll = select.epoll()
-        self._ports: dict[int, tuple[int, int]] = {}  # number -> (own, other side's)
-        self._numbers: dict[int, int] = {}  # own -> number
+        self._ports: dict[int, socket.socket] = {}
+        self._numbers: dict[int, int] = {}  # descriptor -> number
         # The machine's end makes the file readable, and read() tells it.
         self._epoll.register(client.sock, select.EPOLLRDHUP)
 
@@ -59,12 +60,10 @@ class EvtchnDevice(SocketDevice):
             self._check_open()
             ready = self._epoll.poll(0, room)  # each is disarmed by that, so none may be left out
             ports = [self._numbers[fd] for fd, _ in ready if fd in self._numbers]
-            for number in ports:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._ports[number][0])
-        if ports:
-            return abi.pack_ports(ports)
-        if ready:
+            pending = [number for number in ports if _drain(self._ports[number])]
+        if pending:
+            return abi.pack_ports(pending)
+        if len(ready) > len(ports):
             raise self._client.gone()
         raise BlockingIOError(errno.EAGAIN, "no event is pending")
 
@@ -76,7 +75,7 @@ class EvtchnDevice(SocketDevice):
             self._check_open()
             for number in numbers:
                 if number in self._ports:
-                    self._epoll.modify(self._ports[number][0], _ARMED)
+                    self._epoll.modify(self._ports[number], _ARMED)
         return len(numbers) * abi.PORT_SIZE
 
     def fileno(self) -> int:
@@ -96,17 +95,17 @@ class EvtchnDevice(SocketDevice):
         self._epoll.close()
         ports, self._ports = self._ports, {}
         self._numbers.clear()
-        for pair in ports.values():
-            for fd in pair:
-                os.close(fd)
+        for end in ports.values():
+            end.close()
 
     def _notify(self, number: int) -> int:
         with self._table:
             self._check_open()
             if number not in self._ports:
                 raise OSError(errno.ENOTCONN, f"port {number} is not bound through this file")
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self._ports[number][1], 1)
+            # No room: an event is pending there already. Shut down: nobody is there, which is no error.
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                self._ports[number].send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return 0
 
     def _bind(self, request: int, arg: bytearray) -> int:
@@ -117,21 +116,36 @@ class EvtchnDevice(SocketDevice):
             raise
         with self._table:
             self._check_open()
-            own, other = reply.fds
-            self._epoll.register(own, _ARMED)
-            self._ports[reply.result] = own, other
-            self._numbers[own] = reply.result
-            reply.fds.clear()  # they are the port's now
+            end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, reply.fds.pop())
+            end.setblocking(False)  # else Python itself waits, where the program has a default timeout
+            self._epoll.register(end, _ARMED)
+            self._ports[reply.result] = end
+            self._numbers[end.fileno()] = reply.result
         return reply.result
 
     def _drop(self, number: int) -> None:
         with self._table:
-            pair = self._ports.pop(number, None)
-            if pair is not None:
-                self._epoll.unregister(pair[0])
-                del self._numbers[pair[0]]
-                for fd in pair:
-                    os.close(fd)
+            end = self._ports.pop(number, None)
+            if end is not None:
+                self._epoll.unregister(end)
+                del self._numbers[end.fileno()]
+                end.close()
+
+
+def _drain(end: socket.socket) -> bool:
+    """Take what is pending. False where it is only that the other end is gone: no event, nor will one ever come."""
+    taken = 0
+    try:
+        for _ in range(_DRAIN_MOST):
+            size = len(end.recv(_DRAIN_SIZE, socket.MSG_DONTWAIT))
+            taken += size
+            if size < _DRAIN_SIZE:
+                break
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        pass
+    return taken > 0
 
 
 class XenbusDevice(SocketDevice):

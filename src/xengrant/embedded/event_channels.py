@@ -1,30 +1,35 @@
-"""Xen's side of event channels (xen/common/event_channel.c): ports, and the eventfds that carry the events.
+"""Xen's side of event channels (xen/common/event_channel.c): ports, and the sockets that carry the events.
 
-A channel has two sides and an eventfd for each: the counter of a side's eventfd is its pending bit. Whoever binds a
-side gets both descriptors, its own to wait on and the other to notify, so no event goes through the machine. Called by
-evtchn, by the unmap notifications and by the machine when a domain dies.
+A channel is a pair of connected sockets, an end for each side: what lies in an end to be received is its side's pending
+bit. Whoever binds a side gets its end, to wait on and to notify the other through, so no event goes through the
+machine. An end is shared with processes that may do anything to it, O_NONBLOCK included, so each send says itself that
+it will not wait, and the machine never receives. Called by evtchn, by the unmap notifications and by the machine when a
+domain dies.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
+import socket
+from collections.abc import Sequence
 
 from xengrant.abi.xen import DOMID_SELF
 from xengrant.embedded.domain import Domain
 
+# Some tens of events. One byte says as much, but a reader frees a byte's room a moment after it took it: where an event
+# finds no room others must be still to be taken, or it would be lost.
+_ROOM = 16 << 10
+
 
 class Channel:
-    """Two eventfds, open while a port uses either side."""
+    """Two sockets, open while a port uses either side."""
 
     def __init__(self) -> None:
-        self.fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)]
-        try:
-            self.fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        except OSError:
-            os.close(self.fds[0])
-            raise
+        self.ends: Sequence[socket.socket] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for end in self.ends:
+            end.setblocking(False)  # else Python itself waits, where the program has a default timeout
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         self.sides = 0
 
     def drop_side(self) -> None:
@@ -33,9 +38,14 @@ class Channel:
             self.close()
 
     def close(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
-        self.fds = []
+        for end in self.ends:
+            end.close()
+        self.ends = ()
+
+    def send(self, side: int) -> None:
+        """An event to a side: no error where one is pending already, or where a client shut the sockets down."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            self.ends[1 - side].send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class Port:
@@ -58,14 +68,13 @@ class Port:
         domain.ports[number] = self
 
     @property
-    def fds(self) -> tuple[int, int]:
-        """(its own, to wait on; the other side's, to notify)."""
-        return self.channel.fds[self.side], self.channel.fds[1 - self.side]
+    def end(self) -> socket.socket:
+        """Its own end of the channel."""
+        return self.channel.ends[self.side]
 
     def send(self) -> None:
         """Notify the other side; nobody there is no error."""
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self.channel.fds[1 - self.side], 1)
+        self.channel.send(1 - self.side)
 
     def put(self) -> None:
         """One user fewer; the last one closes the port."""
@@ -99,9 +108,8 @@ def bind_interdomain(domain: Domain, remote: Domain | None, remote_port: int) ->
     port = Port(domain, number, remote.domid, peer.channel, side=1 - peer.side)
     port.peer = peer
     peer.peer = port
-    # What was sent to a port that had this side before makes no second event: the counter is one bit to its reader.
-    with contextlib.suppress(BlockingIOError):
-        os.eventfd_write(port.fds[0], 1)
+    # What was sent to a port that had this side before makes no second event: its reader takes all at once.
+    port.channel.send(port.side)
     return port
 
 

@@ -1,6 +1,7 @@
 """/dev/xen/evtchn as Linux does it (drivers/xen/evtchn.c), as far as the hypervisor is needed: binding and closing.
 
-Notifying, reading and unmasking happen in the process, on the eventfds that binding hands out (`devices/socket.py`).
+Notifying, reading and unmasking happen in the process, on the socket that binding hands out
+(`devices/socket_events.py`).
 """
 
 from __future__ import annotations
@@ -58,8 +59,7 @@ class Evtchn(File):
 
     def _bound(self, port: Port) -> Answer:
         self._ports[port.number] = port
-        own, remote = port.fds
-        return Answer(port.number, parts=[Part(own, 0, 0), Part(remote, 0, 0)])
+        return Answer(port.number, parts=[Part(port.end.fileno(), 0, 0)])
 
     def _unbind(self, number: int) -> Answer:
         if number > self.domain.max_port:
