@@ -16,7 +16,7 @@ CONTENT = os.urandom(3 * 4096 - 100)
 
 def main() -> int:
     passed = failed = 0
-    with Guest.create("granter", files={"/tmp/content": CONTENT}) as guest:
+    with Guest.create("granter", files={"/opt/content": CONTENT}) as guest:
         for check in (doctor_is_content, share_is_dumped, advertised_share_is_found, read_only_is_refused):
             started = time.monotonic()
             try:
@@ -42,7 +42,7 @@ def doctor_is_content(guest: Guest) -> None:
 
 def share_is_dumped(guest: Guest) -> None:
     """The refs that `share --json` prints; raw bytes to a file; and nothing is left after an interrupt."""
-    sharing = guest.start("exec python3 -m xengrant share --to 0 --file /tmp/content --json")
+    sharing = guest.start("exec python3 -m xengrant share --to 0 --file /opt/content --json")
     refs = json.loads(wait_for(lambda: sharing.output().partition("\n")[0], "share printed nothing"))["refs"]
     dump = RESULTS / "pages.bin"
     mapped = xengrant("map", str(guest.domid), *map(str, refs), "--output", str(dump))
@@ -58,7 +58,7 @@ def share_is_dumped(guest: Guest) -> None:
 
 
 def advertised_share_is_found(guest: Guest) -> None:
-    sharing = guest.start("exec python3 -m xengrant share --to 0 --file /tmp/content --advertise data/lab")
+    sharing = guest.start("exec python3 -m xengrant share --to 0 --file /opt/content --advertise data/lab")
     found = xengrant("map", guest.name, "--at", "data/lab", "--timeout", "20", "--output", "-")
     assert found.returncode == 0, found.stderr
     assert found.stdout.encode("latin-1")[: len(CONTENT)] == CONTENT, "other bytes than the guest shared"
