@@ -31,14 +31,17 @@ def main() -> int:
     print(f"two guests after {time.monotonic() - started:.1f} s", flush=True)
     results: list[dict[str, Any]] = []
     for phase in (_between_guests, _with_dom0):
-        try:
-            results += phase(*guests)
-        except (IncompleteError, GuestError) as error:  # QEMU's emulated SVM loses a PVH guest now and then
-            print(f"{error}\n{xl('dmesg')[-3000:]}\nonce more, with new guests", flush=True)
-            for guest in guests:
-                guest.destroy()
-            guests = _guests()
-            results += phase(*guests)
+        for attempt in range(3):
+            try:
+                results += phase(*guests)
+                break
+            except (IncompleteError, GuestError) as error:  # QEMU's emulated SVM loses a PVH guest now and then
+                if attempt == 2:
+                    raise
+                print(f"{error}\n{xl('dmesg')[-1500:]}\nonce more, with new guests", flush=True)
+                for guest in guests:
+                    guest.destroy()
+                guests = _guests()
     (RESULTS / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     return _summarise(results, time.monotonic() - started)
 

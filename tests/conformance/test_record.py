@@ -36,7 +36,7 @@ def test_what_failed_or_was_skipped_is_not_seen() -> None:
 
 def test_what_is_recorded_are_cases() -> None:
     for names in SEEN.values():
-        for name in names:
+        for name in names.split():
             case = find(name)
             assert case is not None, name
             assert case.seen

@@ -88,7 +88,7 @@ class Case:
     @property
     def seen(self) -> tuple[str, ...]:
         """The machines where it has been seen to pass."""
-        return tuple(machine for machine, names in SEEN.items() if self.name in names)
+        return tuple(machine for machine, names in SEEN.items() if self.name in names.split())
 
     def half(self, name: str) -> Half:
         half: Half = getattr(self, name)

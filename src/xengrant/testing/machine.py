@@ -21,7 +21,7 @@ def real_name(domid: int, peer: int) -> str:
     """This machine in a few words: the versions of Xen and Linux, and who runs the halves."""
     xen = f"{_read('version/major', '?')}.{_read('version/minor', '?')}"
     linux = ".".join(platform.release().split(".")[:2])
-    pair = " and ".join("dom0" if number == 0 else "a guest" for number in (domid, peer))
+    pair = "two guests" if domid and peer else "dom0 and a guest"
     return f"Xen {xen}, Linux {linux}, {platform.machine()}, {_read('guest_type', 'PV')} {pair}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def record(results: Iterable[Mapping[str, Any]]) -> dict[str, frozenset[str]]:
     What a machine showed before is replaced by what it shows now, for the cases that were run; cases that are no more
     are dropped.
     """
-    found = merged(seen.SEEN, results)
+    before = {machine: frozenset(names.split()) for machine, names in seen.SEEN.items()}
+    found = merged(before, results)
     Path(seen.__file__).write_text(_source(found))
     return found
 
@@ -37,9 +39,9 @@ def merged(before: Mapping[str, frozenset[str]], results: Iterable[Mapping[str, 
 
 
 def _source(found: Mapping[str, frozenset[str]]) -> str:
-    lines = [(seen.__doc__ or "").join(('"""', '"""')), "", "SEEN: dict[str, frozenset[str]] = {"]
+    lines = [(seen.__doc__ or "").join(('"""', '"""')), "", "SEEN: dict[str, str] = {"]
     for machine, names in found.items():
-        lines += [f'    "{machine}": frozenset(', "        {"]
-        lines += [f'            "{name}",' for name in sorted(names)]
-        lines += ["        }", "    ),"]
+        lines += [f'    "{machine}": """']
+        lines += textwrap.wrap(" ".join(sorted(names)), 120, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        lines += ['    """,']
     return "\n".join([*lines, "}", ""])
