@@ -1,8 +1,8 @@
 """Learn that the peer's process has died, even by kill -9: its kernel clears a byte of the page and sends an event.
 
-    XENGRANT_URL='embedded:/tmp/machine?domid=1' python crash.py hold 2 &
+    XENGRANT_URL='embedded:/tmp/machine?domid=1' python crash.py hold 2 & HOLDER=$!
     XENGRANT_URL='embedded:/tmp/machine?domid=2' python crash.py watch 1 &
-    kill -9 %1
+    kill -9 $HOLDER                                      # once it says that the peer is alive
 
 A whole domain that is destroyed has no kernel left to do this: for that there is `domain.peer(domid)`.
 """

@@ -6,6 +6,7 @@ Folders whose tests need another machine have a `machine` of their own.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ import xengrant
 from xengrant.embedded import Machine
 
 LONG = 20.0  # seconds; no test comes near it
+
+# In the background of a script SIGINT is ignored, and every process that the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A loaded machine is slow, not wrong.
 settings.register_profile("xengrant", deadline=None)

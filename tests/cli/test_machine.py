@@ -147,7 +147,7 @@ def test_two_machines_do_not_share_a_directory(nobody: User, machine: Machine) -
 def test_a_directory_open_to_others_is_refused(nobody: User, tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    assert "chmod 700" in one_line(nobody.run("machine", "--dir", str(tmp_path / "open")), 1)
+    assert "mode 700" in one_line(nobody.run("machine", "--dir", str(tmp_path / "open")), 1)
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(nobody: User, tmp_path: Path) -> None:

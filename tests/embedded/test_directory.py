@@ -40,10 +40,10 @@ def test_a_temporary_directory_goes_with_the_machine() -> None:
 
 def test_a_directory_open_to_others_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    with pytest.raises(PermissionError, match="chmod 700"):
+    with pytest.raises(PermissionError, match="mode 700"):
         Machine(tmp_path)
     assert os.listdir(tmp_path) == []
-    with pytest.raises(InterfaceUnavailable, match="chmod 700"):
+    with pytest.raises(InterfaceUnavailable, match="mode 700"):
         open_gntdev(tmp_path)
 
 

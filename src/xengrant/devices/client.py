@@ -229,7 +229,8 @@ def _check_own(directory: str, status: os.stat_result) -> None:
         )
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise InterfaceUnavailable(
-            errno.EACCES, f"{directory} is open to other users, so whose machine is in it is unknown: chmod 700 it"
+            errno.EACCES,
+            f"{directory} is open to other users, so whose machine is in it is unknown: it has to have mode 700",
         )
 
 

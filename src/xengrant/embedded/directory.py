@@ -120,5 +120,6 @@ def _check_private(path: Path, fd: int) -> None:
         raise PermissionError(f"{path} belongs to another user: name a directory of your own")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise PermissionError(
-            f"{path} is open to other users, who could attach as any domain: chmod 700 it, or name a new directory"
+            f"{path} is open to other users, who could attach as any domain: "
+            "name a new directory, or one that is yours alone (mode 700)"
         )

@@ -55,7 +55,12 @@ class HalfProcess:
 
     def finish(self) -> Answer:
         """Wait for the end; kills the half and what it started when its deadline passes."""
-        in_time = self._listen()
+        try:
+            in_time = self._listen()
+        except BaseException:  # an interrupt: nothing of ours outlives it
+            self._kill()
+            os.waitpid(self._pid, 0)
+            raise
         if not in_time:
             self._kill()
         _, status = os.waitpid(self._pid, 0)
