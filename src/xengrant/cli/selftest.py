@@ -49,6 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--agent", action="store_true", help="serve the halves of a runner in --peer (default 0)")
     parser.add_argument("--peer", metavar="DOMID", type=arguments.number, help="the domain of the other half")
     parser.add_argument("-k", metavar="PATTERN", dest="pattern", help="only cases whose name or title has PATTERN")
+    parser.add_argument(
+        "--except", metavar="NAME,...", dest="without", default="", help="leave out these cases, by their whole names"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases, and where each has been seen to pass")
     parser.add_argument("--lifetime", choices=tuple(_KINDS), default="both", help="of the embedded machine's domains")
     parser.add_argument("--pair", choices=("dom0", "guests"), default="dom0", help="who runs on the embedded machine")
@@ -83,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.record:
         return _record(args.record)
-    cases = _chosen(args.pattern)
+    cases = _chosen(args.pattern, set(args.without.split(",")))
     if args.list:
         return _list(args, cases)
     if args.agent:
@@ -137,9 +140,10 @@ class _Results:
         return 1 if any(result.outcome == "failed" for result in self._results) else 0
 
 
-def _chosen(pattern: str | None) -> list[Case]:
+def _chosen(pattern: str | None, without: set[str]) -> list[Case]:
     wanted = (pattern or "").lower()
-    return [case for case in all_cases() if wanted in case.name or wanted in case.title.lower()]
+    found = (case for case in all_cases() if wanted in case.name or wanted in case.title.lower())
+    return [case for case in found if case.name not in without]
 
 
 def _list(args: argparse.Namespace, cases: list[Case]) -> int:
