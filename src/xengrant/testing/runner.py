@@ -107,6 +107,8 @@ class Runner:
         self._prepare(self._peer if victim is None else victim.domid)
         before = self._counts() if self._counts is not None else {}
         outcome, text = self._run(case, victim)
+        if outcome == "failed" and victim is None:
+            self._check_agent(self._peer, case)
         if outcome == "passed" and (left := self._left_behind(before)):
             outcome, text = "failed", f"{case.name}: left behind: {left}"
         return self._result(case, started, outcome, text)
@@ -159,7 +161,7 @@ class Runner:
 
     def _answer(self, case: Case, peer: int, run: str, seconds: float) -> Answer:
         """Wait for what the agent says of this run. `NoAgentError` where it has gone, with its domain perhaps."""
-        theirs = f"/local/domain/{peer}/{ROOT}/{self._domid}"
+        path = f"{self._theirs(peer)}/answer"
         deadline = time.monotonic() + seconds + 10
         while True:
             try:
@@ -167,20 +169,27 @@ class Runner:
             except TimeoutError:
                 text = f"{case.name}: {case.peer}: the agent in domain {peer} did not answer in time"
                 return Answer(run, "failed", text)
-            data = exchange.read(self._store, f"{theirs}/answer")
-            if data is not None:
-                answer = Answer.parse(data)
-                if answer.run == run:
-                    return answer
-            elif exchange.read(self._store, f"{theirs}/state") is None:
-                raise NoAgentError(f"the agent in domain {peer} has gone, in {case.name}")
+            data = exchange.read(self._store, path)
+            if data is None:
+                self._check_agent(peer, case)
+            elif (answer := Answer.parse(data)).run == run:
+                return answer
+
+    def _check_agent(self, peer: int, case: Case) -> None:
+        """A domain that is no more has failed nothing."""
+        if exchange.read(self._store, f"{self._theirs(peer)}/state") is None:
+            raise NoAgentError(f"the agent in domain {peer} has gone, in {case.name}")
+
+    def _theirs(self, peer: int) -> str:
+        """Where the peer's agent writes."""
+        return f"/local/domain/{peer}/{ROOT}/{self._domid}"
 
     def _prepare(self, peer: int) -> None:
         """Make the nodes that the peer reads, and see that its agent serves."""
         if peer in self._watches:
             return
         exchange.prepare(self._store, self._domid, peer)
-        theirs = f"/local/domain/{peer}/{ROOT}/{self._domid}"
+        theirs = self._theirs(peer)
         deadline = time.monotonic() + 60
         with self._store.watch(f"{theirs}/state") as watch:
             while exchange.read(self._store, f"{theirs}/state") is None:
