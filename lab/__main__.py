@@ -11,7 +11,7 @@ from lab.errors import LabError
 from lab.images import images
 from lab.releases import RELEASES, Release
 
-_JUDGING_SECONDS = 900
+_JUDGING_SECONDS = 1800
 
 
 def main() -> int:
