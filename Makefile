@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(READY): pyproject.toml setup.py src/xengrant/_native.c
+$(READY): pyproject.toml setup.py $(wildcard src/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,rich]'
 	@touch $@

@@ -5,6 +5,7 @@ there the same source compiles against the full one and the wheel is that versio
 """
 
 import sysconfig
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -14,11 +15,13 @@ setup(
     ext_modules=[
         Extension(
             "xengrant._native",
-            ["src/xengrant/_native.c"],
+            sorted(glob("src/native/*.c")),
+            depends=glob("src/native/*.h"),
             define_macros=[("Py_LIMITED_API", "0x030b0000")] if limited else [],
             extra_compile_args=[
                 "-std=gnu11",
                 "-O2",
+                "-fvisibility=hidden",
                 "-Wall",
                 "-Wextra",
                 "-Wshadow",

@@ -1,274 +1,22 @@
-/* xengrant._native: what Python cannot do itself with memory that another domain shares.
- *
- * Three things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
- * fence: struct.pack_into on a shared page writes a transient 0, and plain stores may be overtaken by
- * later loads even on x86. Mapping, the object behind xengrant.memory: pages mapped from descriptors,
- * exported through the buffer protocol, which cannot be unmapped under a view. And Descriptor, an open file
- * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
- * one call each: between system calls Python costs more than the calls themselves.
- *
- * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
- * of 3.11; free-threaded builds compile the same source against their full API.
+/* Mapping: pages mapped from descriptors, exported through the buffer protocol, which cannot be unmapped under a view.
+ * It is the object behind xengrant.memory. With it come the fork handlers, which keep its memory from children.
  */
 
-#include <Python.h>
-#include <structmember.h>
+#include "native.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdint.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-typedef uint32_t grant_ref_t; /* which gntdev.h uses and does not define */
-typedef uint16_t domid_t;
-#include <xen/gntalloc.h>
-#include <xen/gntdev.h>
 
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-/* ---- Words: atomic access to 8, 16 and 32 bits of a buffer ------------------------------------------- */
+/* ---- Its state ----------------------------------------------------------------------------------------- */
 
-typedef struct {
-    Py_buffer view;
-    void *at;
-} Word;
-
-/* The offset and the values are converted before the buffer is taken, since __index__ may run any code. */
-static int
-parse_offset(PyObject *offset, Py_ssize_t *at)
-{
-    *at = PyNumber_AsSsize_t(offset, NULL); /* clips: the check against the length then refuses it */
-    return *at == -1 && PyErr_Occurred() ? -1 : 0;
-}
-
-static int
-parse_value(PyObject *argument, unsigned int bits, uint32_t *value)
-{
-    PyObject *number = PyNumber_Index(argument);
-    if (number == NULL)
-        return -1;
-    unsigned long parsed = PyLong_AsUnsignedLong(number);
-    int failed = parsed == (unsigned long)-1 && PyErr_Occurred();
-    if (failed && !PyErr_ExceptionMatches(PyExc_OverflowError)) {
-        Py_DECREF(number);
-        return -1;
-    }
-    if (failed || parsed > UINT32_MAX >> (32 - bits)) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_OverflowError, "%R does not fit in %u unsigned bits", number, bits);
-        Py_DECREF(number);
-        return -1;
-    }
-    Py_DECREF(number);
-    *value = (uint32_t)parsed;
-    return 0;
-}
-
-static int
-check_count(const char *name, Py_ssize_t given, Py_ssize_t wanted)
-{
-    if (given == wanted)
-        return 0;
-    PyErr_Format(PyExc_TypeError, "%s() takes exactly %zd arguments (%zd given)", name, wanted, given);
-    return -1;
-}
-
-static int
-open_word(Word *word, PyObject *buffer, PyObject *offset, Py_ssize_t at, unsigned int bits, int storing)
-{
-    Py_ssize_t width = bits / 8;
-    if (PyObject_GetBuffer(buffer, &word->view, PyBUF_SIMPLE) < 0)
-        return -1;
-    if (at < 0 || at > word->view.len - width) {
-        PyErr_Format(PyExc_IndexError, "offset %R: a word of %zd bytes is not within the buffer's %zd bytes",
-                     offset, width, word->view.len);
-        goto refused;
-    }
-    word->at = (char *)word->view.buf + at;
-    if ((uintptr_t)word->at % (uintptr_t)width != 0)
-        PyErr_Format(PyExc_ValueError,
-                     "offset %zd: a word of %zd bytes at address %p is not aligned (buffer of %zd bytes)", at,
-                     width, word->at, word->view.len);
-    else if (storing && word->view.readonly)
-        PyErr_Format(PyExc_TypeError, "storing into a read-only buffer (offset %zd, %zd bytes)", at, width);
-    else
-        return 0;
-refused:
-    PyBuffer_Release(&word->view);
-    return -1;
-}
-
-static PyObject *
-close_word(Word *word, uint32_t value)
-{
-    PyBuffer_Release(&word->view);
-    return PyLong_FromUnsignedLong(value);
-}
-
-#define DEFINE_LOAD(BITS)                                                                                    \
-    static PyObject *load##BITS(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)        \
-    {                                                                                                        \
-        Word word;                                                                                           \
-        Py_ssize_t at;                                                                                       \
-        if (check_count("load" #BITS, nargs, 2) < 0 || parse_offset(args[1], &at) < 0 ||                     \
-            open_word(&word, args[0], args[1], at, BITS, 0) < 0)                                             \
-            return NULL;                                                                                     \
-        return close_word(&word, __atomic_load_n((uint##BITS##_t *)word.at, __ATOMIC_ACQUIRE));              \
-    }
-
-#define DEFINE_STORE(BITS)                                                                                   \
-    static PyObject *store##BITS(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)       \
-    {                                                                                                        \
-        Word word;                                                                                           \
-        Py_ssize_t at;                                                                                       \
-        uint32_t value;                                                                                      \
-        if (check_count("store" #BITS, nargs, 3) < 0 || parse_offset(args[1], &at) < 0 ||                    \
-            parse_value(args[2], BITS, &value) < 0 || open_word(&word, args[0], args[1], at, BITS, 1) < 0)   \
-            return NULL;                                                                                     \
-        __atomic_store_n((uint##BITS##_t *)word.at, (uint##BITS##_t)value, __ATOMIC_RELEASE);                \
-        PyBuffer_Release(&word.view);                                                                        \
-        Py_RETURN_NONE;                                                                                      \
-    }
-
-#define DEFINE_FETCH(OPERATION, BITS)                                                                        \
-    static PyObject *fetch_##OPERATION##BITS(PyObject *Py_UNUSED(module), PyObject *const *args,             \
-                                             Py_ssize_t nargs)                                               \
-    {                                                                                                        \
-        Word word;                                                                                           \
-        Py_ssize_t at;                                                                                       \
-        uint32_t value;                                                                                      \
-        if (check_count("fetch_" #OPERATION #BITS, nargs, 3) < 0 || parse_offset(args[1], &at) < 0 ||        \
-            parse_value(args[2], BITS, &value) < 0 || open_word(&word, args[0], args[1], at, BITS, 1) < 0)   \
-            return NULL;                                                                                     \
-        return close_word(&word, __atomic_fetch_##OPERATION((uint##BITS##_t *)word.at,                       \
-                                                            (uint##BITS##_t)value, __ATOMIC_SEQ_CST));       \
-    }
-
-#define DEFINE_COMPARE_EXCHANGE(BITS)                                                                        \
-    static PyObject *compare_exchange##BITS(PyObject *Py_UNUSED(module), PyObject *const *args,              \
-                                            Py_ssize_t nargs)                                                \
-    {                                                                                                        \
-        Word word;                                                                                           \
-        Py_ssize_t at;                                                                                       \
-        uint32_t expected, desired;                                                                          \
-        if (check_count("compare_exchange" #BITS, nargs, 4) < 0 || parse_offset(args[1], &at) < 0 ||         \
-            parse_value(args[2], BITS, &expected) < 0 || parse_value(args[3], BITS, &desired) < 0 ||         \
-            open_word(&word, args[0], args[1], at, BITS, 1) < 0)                                             \
-            return NULL;                                                                                     \
-        uint##BITS##_t seen = (uint##BITS##_t)expected;                                                      \
-        __atomic_compare_exchange_n((uint##BITS##_t *)word.at, &seen, (uint##BITS##_t)desired, 0,            \
-                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);                                     \
-        return close_word(&word, seen);                                                                      \
-    }
-
-DEFINE_LOAD(8)
-DEFINE_LOAD(16)
-DEFINE_LOAD(32)
-DEFINE_STORE(8)
-DEFINE_STORE(16)
-DEFINE_STORE(32)
-DEFINE_FETCH(or, 8)
-DEFINE_FETCH(or, 32)
-DEFINE_FETCH(and, 8)
-DEFINE_FETCH(and, 32)
-DEFINE_COMPARE_EXCHANGE(16)
-DEFINE_COMPARE_EXCHANGE(32)
-
-static PyObject *
-fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    Py_RETURN_NONE;
-}
-
-/* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
-
-#define CLOSED ((uint32_t)1 << 31)
-
-/* The state is one atomic word: how many calls are under way, and CLOSED, which refuses new ones. Who ends the last
- * call after it was set, or sets it while there is none, closes the file: no call ever meets another file under the
- * same number. ABANDONED is all there is to the state of a file that abandon() closed, whatever was under way. */
-#define ABANDONED (CLOSED | (uint32_t)1 << 30)
-
-typedef struct {
-    PyObject_HEAD
-    int fd;
-    uint32_t state;
-} Descriptor;
-
-/* Begins a call: the file's number, or -1 where it is closed. */
-static int
-hold(Descriptor *self)
-{
-    uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
-    do {
-        if (state & CLOSED)
-            return -1;
-    } while (!__atomic_compare_exchange_n(&self->state, &state, state + 1, 1, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-    return self->fd;
-}
-
-/* Ends a call; 0, and nothing is done, where none is under way. The call that an abandoned file was in ends too. */
-static int
-drop(Descriptor *self)
-{
-    uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
-    do {
-        if (state == ABANDONED)
-            return 1;
-        if ((state & ~CLOSED) == 0)
-            return 0;
-    } while (!__atomic_compare_exchange_n(&self->state, &state, state - 1, 1, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE));
-    if (state - 1 == CLOSED)
-        close(self->fd);
-    return 1;
-}
-
-/* Whether the file of a descriptor in this state is closed. */
-static int
-is_gone(uint32_t state)
-{
-    return state == CLOSED || state == ABANDONED;
-}
-
-/* ---- Mapping: its state -------------------------------------------------------------------------------- */
-
-/* The state is one atomic word: how many exports (buffers and operations under way) are live, and two flags.
- * CLOSED refuses new exports; who sets it with no export live, or who ends the last export after it was set,
- * is the only one to unmap. FORKED, always with CLOSED, says the memory is the parent process's. */
-#define FORKED ((uint32_t)1 << 30)
-#define EXPORTS (FORKED - 1)
-
-typedef struct Mapping Mapping;
-
-struct Mapping {
-    PyObject_HEAD
-    PyObject *weakrefs;
-    char *address; /* NULL until mapped */
-    Py_ssize_t length;
-    uint32_t state;
-    char writable;
-    char kept_from_children; /* madvise(MADV_DONTFORK) was done */
-    char escaped;       /* the garbage collector no longer sees `unmapped`: see mapping_finalize */
-    PyObject *unmapped; /* what to call once the memory is unmapped, or NULL */
-    Descriptor *granted; /* the gntdev that mapped it, to be told when it is unmapped, or NULL */
-    uint64_t index;      /* what gntdev knows it by */
-    Mapping *next;
-    Mapping *previous;
-};
-
-static Py_ssize_t page_size;
-
-/* Xen public/xen.h: ids from here on mean something else. */
-#define FIRST_RESERVED_DOMID 0x7FF0
-
-/* What one call of Descriptor's takes at most. */
-#define MAX_PAGES 65536
+Py_ssize_t page_size;
 
 /* Every Mapping whose memory is this process's, for a fork. The lock is held from mmap until the mapping is in the
  * list, so that no fork copies pages in between, and from munmap until it is out of it, since a fork keeps what it
@@ -340,25 +88,6 @@ begin_export(Mapping *self)
     return 0;
 }
 
-static uint32_t
-pages_of(Mapping *self)
-{
-    return (uint32_t)(self->length / page_size);
-}
-
-/* Tells gntdev that a map is gone: HVM and PVH domains release the grants only then. Where it is closed, the last
- * munmap was the file's release. There is no error to tell: it knows the map, since nobody else ends it. */
-static void
-end_grants(Mapping *self)
-{
-    struct ioctl_gntdev_unmap_grant_ref request = {.index = self->index, .count = pages_of(self)};
-    int fd = hold(self->granted);
-    if (fd >= 0) {
-        ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &request);
-        drop(self->granted);
-    }
-}
-
 /* Unmaps and calls `unmapped`. For the one thread that brought the state to CLOSED with no exports. When
  * munmap fails (no room to split a merged area, a sealed one) the mapping is open again, so close() can be
  * repeated. */
@@ -418,13 +147,7 @@ refuse_exports(Mapping *self)
     return __atomic_fetch_or(&self->state, CLOSED, __ATOMIC_ACQ_REL);
 }
 
-/* ---- Mapping: made and destroyed ----------------------------------------------------------------------- */
-
-typedef struct {
-    int fd;
-    off_t offset;
-    size_t length;
-} Part;
+/* ---- Made and destroyed -------------------------------------------------------------------------------- */
 
 static int
 parse_numbers(PyObject *fd_object, PyObject *offset_object, PyObject *length_object, Part *part)
@@ -504,7 +227,7 @@ undo:
 }
 
 /* The same, seen by forks. */
-static int
+int
 map_and_link(Mapping *self, const Part *parts, Py_ssize_t count)
 {
     pthread_mutex_lock(&mapped_lock);
@@ -515,7 +238,7 @@ map_and_link(Mapping *self, const Part *parts, Py_ssize_t count)
     return error;
 }
 
-static Mapping *
+Mapping *
 allocate_mapping(PyTypeObject *type, Py_ssize_t length, int writable)
 {
     Mapping *self = (Mapping *)PyType_GenericAlloc(type, 0);
@@ -694,7 +417,7 @@ memory_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-/* ---- Mapping: the buffer and sequence protocols -------------------------------------------------------- */
+/* ---- The buffer and sequence protocols ----------------------------------------------------------------- */
 
 static int
 mapping_getbuffer(PyObject *object, Py_buffer *view, int flags)
@@ -866,7 +589,7 @@ mapping_ass_subscript(PyObject *object, PyObject *key, PyObject *value)
     return -1;
 }
 
-/* ---- Mapping: methods and attributes ------------------------------------------------------------------- */
+/* ---- Methods and attributes ---------------------------------------------------------------------------- */
 
 static PyObject *
 mapping_repr(PyObject *object)
@@ -1078,7 +801,7 @@ static PyType_Slot mapping_slots[] = {
 
 /* No dealloc here: the heap types' own then runs the finalizer, which the limited API gives no other way to
  * do, and continues with the base's. That one works whatever a subclass's __del__ left undone. */
-static PyType_Spec mapping_spec = {
+PyType_Spec mapping_spec = {
     .name = "xengrant.memory.Mapping",
     .basicsize = sizeof(Mapping),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
@@ -1099,295 +822,12 @@ static PyType_Slot memory_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec memory_spec = {
+PyType_Spec memory_spec = {
     .name = "xengrant._native._Memory",
     .basicsize = sizeof(Mapping),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = memory_slots,
-};
-
-/* ---- Descriptor: its calls -------------------------------------------------------------------------------- */
-
-typedef struct {
-    PyTypeObject *mapping;
-} State;
-
-/* A number from `least` to `most`, or -1 for whatever else: the caller's caller then looks closer, and explains. */
-static long long
-usual_number(PyObject *object, long long least, long long most)
-{
-    if (!PyLong_CheckExact(object))
-        return -1;
-    int overflow;
-    long long number = PyLong_AsLongLongAndOverflow(object, &overflow);
-    return overflow != 0 || number < least || number > most ? -1 : number;
-}
-
-/* libxengnttab's order: once the pages are mapped, the mapping alone keeps them. Returns 0 or an errno. */
-static int
-allocate_and_map(int fd, struct ioctl_gntalloc_alloc_gref *request, Mapping *self)
-{
-    if (ioctl(fd, IOCTL_GNTALLOC_ALLOC_GREF, request) < 0)
-        return errno;
-    Part part = {fd, (off_t)request->index, (size_t)self->length};
-    int error = map_and_link(self, &part, 1);
-    struct ioctl_gntalloc_dealloc_gref release = {.index = request->index, .count = request->count};
-    ioctl(fd, IOCTL_GNTALLOC_DEALLOC_GREF, &release);
-    return error;
-}
-
-static PyObject *
-refs_of(const struct ioctl_gntalloc_alloc_gref *request)
-{
-    PyObject *refs = PyTuple_New(request->count);
-    for (uint32_t i = 0; refs != NULL && i < request->count; i++) {
-        PyObject *ref = PyLong_FromUnsignedLong(request->gref_ids[i]);
-        if (ref == NULL)
-            Py_CLEAR(refs);
-        else
-            PyTuple_SetItem(refs, i, ref);
-    }
-    return refs;
-}
-
-/* What both calls end with: the mapping is open, or forgotten. Steals nothing. */
-static PyObject *
-opened(Mapping *self, int error)
-{
-    if (error != 0) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    __atomic_store_n(&self->state, 0, __ATOMIC_RELEASE);
-    return (PyObject *)self;
-}
-
-static PyObject *
-descriptor_share(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
-                 PyObject *Py_UNUSED(names))
-{
-    if (check_count("share", nargs, 3) < 0)
-        return NULL;
-    Descriptor *device = (Descriptor *)object;
-    long long domid = usual_number(args[0], 0, FIRST_RESERVED_DOMID - 1);
-    long long count = usual_number(args[1], 1, MAX_PAGES);
-    int writable = PyObject_IsTrue(args[2]);
-    if (writable < 0)
-        return NULL;
-    int fd = domid < 0 || count < 0 ? -1 : hold(device);
-    if (fd < 0)
-        Py_RETURN_NONE;
-    /* The kernel copies sizeof(*request) back, which has room for two refs. */
-    PyObject *result = NULL;
-    struct ioctl_gntalloc_alloc_gref *request = PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(uint32_t));
-    Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, (Py_ssize_t)count * page_size, 1);
-    if (request == NULL)
-        PyErr_NoMemory();
-    if (request != NULL && self != NULL) {
-        request->domid = (uint16_t)domid;
-        request->flags = writable ? GNTALLOC_FLAG_WRITABLE : 0;
-        request->count = (uint32_t)count;
-        int error;
-        Py_BEGIN_ALLOW_THREADS
-        error = allocate_and_map(fd, request, self);
-        Py_END_ALLOW_THREADS
-        PyObject *refs = opened(self, error) == NULL ? NULL : refs_of(request);
-        if (refs != NULL) {
-            result = PyTuple_Pack(2, refs, self);
-            Py_DECREF(refs);
-        }
-    }
-    Py_XDECREF((PyObject *)self);
-    PyMem_Free(request);
-    drop(device);
-    return result;
-}
-
-/* Whether the request could be filled with what is usual: a tuple of `kind`s, each a domid and a ref. Every call
- * into Python counts here, 128 times for 128 pages; neighbours mostly have the same domid, and it is one object. */
-static int
-fill_grants(struct ioctl_gntdev_map_grant_ref *request, PyObject *grants, PyObject *kind)
-{
-    if (!PyType_Check(kind) || !PyType_IsSubtype((PyTypeObject *)kind, &PyTuple_Type))
-        return 0;
-    PyObject *last = NULL;
-    long long domid = -1;
-    for (uint32_t i = 0; i < request->count; i++) {
-        PyObject *grant = PyTuple_GetItem(grants, i);
-        if ((PyObject *)Py_TYPE(grant) != kind || Py_SIZE(grant) != 2)
-            return 0;
-        PyObject *first = PyTuple_GetItem(grant, 0);
-        if (first != last)
-            domid = usual_number(first, 0, FIRST_RESERVED_DOMID - 1);
-        last = first;
-        long long ref = usual_number(PyTuple_GetItem(grant, 1), 0, UINT32_MAX);
-        if (domid < 0 || ref < 0)
-            return 0;
-        request->refs[i].domid = (uint32_t)domid;
-        request->refs[i].ref = (uint32_t)ref;
-    }
-    return 1;
-}
-
-static int
-take_and_map(int fd, struct ioctl_gntdev_map_grant_ref *request, Mapping *self)
-{
-    if (ioctl(fd, IOCTL_GNTDEV_MAP_GRANT_REF, request) < 0)
-        return errno;
-    Part part = {fd, (off_t)request->index, (size_t)self->length};
-    int error = map_and_link(self, &part, 1);
-    if (error != 0) {
-        struct ioctl_gntdev_unmap_grant_ref release = {.index = request->index, .count = request->count};
-        ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &release);
-    }
-    return error;
-}
-
-static PyObject *
-descriptor_map(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
-               PyObject *Py_UNUSED(names))
-{
-    if (check_count("map", nargs, 3) < 0)
-        return NULL;
-    Descriptor *device = (Descriptor *)object;
-    Py_ssize_t count = PyTuple_Check(args[0]) ? PyTuple_Size(args[0]) : 0;
-    int writable = PyObject_IsTrue(args[2]);
-    if (writable < 0)
-        return NULL;
-    if (count < 1 || count > MAX_PAGES)
-        Py_RETURN_NONE;
-    struct ioctl_gntdev_map_grant_ref *request =
-        PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(request->refs[0]));
-    if (request == NULL)
-        return PyErr_NoMemory();
-    request->count = (uint32_t)count;
-    PyObject *result = Py_None;
-    int fd = fill_grants(request, args[0], args[1]) ? hold(device) : -1;
-    if (fd >= 0) {
-        Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, count * page_size, writable);
-        int error = 0;
-        if (self != NULL) {
-            Py_BEGIN_ALLOW_THREADS
-            error = take_and_map(fd, request, self);
-            Py_END_ALLOW_THREADS
-            if (error == 0) {
-                self->index = request->index;
-                self->granted = (Descriptor *)Py_NewRef(object);
-            }
-        }
-        result = self == NULL ? NULL : error != 0 ? Py_None : opened(self, 0);
-        if (error != 0)
-            Py_DECREF((PyObject *)self);
-        drop(device);
-    }
-    PyMem_Free(request);
-    return result == Py_None ? Py_NewRef(Py_None) : result;
-}
-
-static PyObject *
-descriptor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    int fd;
-    if (kwargs != NULL && PyDict_Size(kwargs) != 0) {
-        PyErr_SetString(PyExc_TypeError, "Descriptor() takes no keyword arguments");
-        return NULL;
-    }
-    if (!PyArg_ParseTuple(args, "i:Descriptor", &fd))
-        return NULL;
-    Descriptor *self = (Descriptor *)PyType_GenericAlloc(type, 0);
-    if (self != NULL)
-        self->fd = fd;
-    return (PyObject *)self;
-}
-
-static PyObject *
-descriptor_hold(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    return PyLong_FromLong(hold((Descriptor *)object));
-}
-
-static PyObject *
-descriptor_drop(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    if (!drop((Descriptor *)object)) {
-        PyErr_SetString(PyExc_RuntimeError, "drop() without a hold(): no call of this file is under way");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-descriptor_close(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    Descriptor *self = (Descriptor *)object;
-    if (__atomic_fetch_or(&self->state, CLOSED, __ATOMIC_ACQ_REL) == 0)
-        close(self->fd);
-    Py_RETURN_NONE;
-}
-
-static PyObject *
-descriptor_abandon(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    Descriptor *self = (Descriptor *)object;
-    if (!is_gone(__atomic_exchange_n(&self->state, ABANDONED, __ATOMIC_ACQ_REL)))
-        close(self->fd);
-    Py_RETURN_NONE;
-}
-
-static void
-descriptor_dealloc(PyObject *object)
-{
-    Descriptor *self = (Descriptor *)object;
-    PyTypeObject *type = Py_TYPE(object);
-    if (!is_gone(self->state))
-        close(self->fd);
-    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    free_object(object);
-    Py_DECREF(type);
-}
-
-#define METHOD(FUNCTION) (PyCFunction)(void (*)(void))FUNCTION, METH_METHOD | METH_FASTCALL | METH_KEYWORDS
-
-static PyMethodDef descriptor_methods[] = {
-    {"share", METHOD(descriptor_share),
-     "share($self, domid, count, writable, /)\n--\n\n"
-     "Of a gntalloc: allocate and map pages, (refs, mapping). OSError if there are none; None, and nothing is done,\n"
-     "for arguments that are not plain numbers in range, and where the file is closed."},
-    {"map", METHOD(descriptor_map),
-     "map($self, grants, kind, writable, /)\n--\n\n"
-     "Of a gntdev: map grants, a tuple of `kind`s of a domid and a ref. None, and nothing is done, if that is not\n"
-     "what they are, where the file is closed, and where the kernel refuses."},
-    {"hold", descriptor_hold, METH_NOARGS,
-     "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
-    {"drop", descriptor_drop, METH_NOARGS,
-     "drop($self, /)\n--\n\nEnd a call that hold() began. RuntimeError where none is under way."},
-    {"close", descriptor_close, METH_NOARGS,
-     "close($self, /)\n--\n\nRefuse new calls, and close the file with the last one under way."},
-    {"abandon", descriptor_abandon, METH_NOARGS,
-     "abandon($self, /)\n--\n\nIn a forked child: close the file now. The calls are the parent's."},
-    {NULL, NULL, 0, NULL},
-};
-
-PyDoc_STRVAR(descriptor_doc,
-"Descriptor(fd, /)\n--\n\n"
-"An open file of /dev/xen, which is closed when the last call under way has ended. share() and map() are what\n"
-"libxengnttab does, in one call.\n\n"
-"Threads: any call from any thread.");
-
-static PyType_Slot descriptor_slots[] = {
-    {Py_tp_doc, (void *)descriptor_doc},
-    {Py_tp_new, descriptor_new},
-    {Py_tp_dealloc, descriptor_dealloc},
-    {Py_tp_methods, descriptor_methods},
-    {0, NULL},
-};
-
-static PyType_Spec descriptor_spec = {
-    .name = "xengrant._native.Descriptor",
-    .basicsize = sizeof(Descriptor),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = descriptor_slots,
 };
 
 /* ---- Fork ------------------------------------------------------------------------------------------------
@@ -1432,107 +872,15 @@ after_fork_in_child(void)
 static int at_fork_error;
 
 static void
-register_at_fork(void)
+register_once(void)
 {
     at_fork_error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-/* ---- The module ------------------------------------------------------------------------------------------ */
-
-#define FASTCALL(NAME, SIGNATURE, DOC)                                                                       \
-    {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, #NAME "($module, " SIGNATURE ", /)\n--\n\n" DOC}
-#define LOAD(BITS) FASTCALL(load##BITS, "buffer, offset", "Load " #BITS " bits at a byte offset; acquire.")
-#define STORE(BITS)                                                                                          \
-    FASTCALL(store##BITS, "buffer, offset, value", "Store " #BITS " bits at a byte offset, in one store; release.")
-#define FETCH_OR(BITS)                                                                                       \
-    FASTCALL(fetch_or##BITS, "buffer, offset, value", "Set bits and return the old value; sequentially consistent.")
-#define FETCH_AND(BITS)                                                                                      \
-    FASTCALL(fetch_and##BITS, "buffer, offset, value", "Keep only these bits and return the old value; "     \
-                                                       "sequentially consistent.")
-#define COMPARE_EXCHANGE(BITS)                                                                               \
-    FASTCALL(compare_exchange##BITS, "buffer, offset, expected, desired",                                    \
-             "Store desired if expected is there; return what was there. Sequentially consistent.")
-
-static PyMethodDef native_methods[] = {
-    LOAD(8),
-    LOAD(16),
-    LOAD(32),
-    STORE(8),
-    STORE(16),
-    STORE(32),
-    FETCH_OR(8),
-    FETCH_OR(32),
-    FETCH_AND(8),
-    FETCH_AND(32),
-    COMPARE_EXCHANGE(16),
-    COMPARE_EXCHANGE(32),
-    {"fence", fence, METH_NOARGS, "fence($module, /)\n--\n\nA full fence: xen_mb()."},
-    {NULL, NULL, 0, NULL},
-};
-
-static int
-native_exec(PyObject *module)
+int
+register_at_fork(void)
 {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, register_at_fork);
-    if (at_fork_error != 0) {
-        errno = at_fork_error;
-        PyErr_SetFromErrno(PyExc_OSError);
-        return -1;
-    }
-    page_size = (Py_ssize_t)sysconf(_SC_PAGESIZE);
-
-    PyObject *memory = PyType_FromModuleAndSpec(module, &memory_spec, NULL);
-    if (memory == NULL)
-        return -1;
-    PyObject *mapping = PyType_FromModuleAndSpec(module, &mapping_spec, memory);
-    Py_DECREF(memory);
-    if (mapping == NULL)
-        return -1;
-    ((State *)PyModule_GetState(module))->mapping = (PyTypeObject *)mapping;
-    PyObject *descriptor = PyType_FromModuleAndSpec(module, &descriptor_spec, NULL);
-    if (descriptor == NULL)
-        return -1;
-    int result = PyModule_AddObjectRef(module, "Descriptor", descriptor);
-    Py_DECREF(descriptor);
-    return result < 0 ? result : PyModule_AddObjectRef(module, "Mapping", mapping);
-}
-
-static int
-native_traverse(PyObject *module, visitproc visit, void *arg)
-{
-    Py_VISIT(((State *)PyModule_GetState(module))->mapping);
-    return 0;
-}
-
-static int
-native_clear(PyObject *module)
-{
-    Py_CLEAR(((State *)PyModule_GetState(module))->mapping);
-    return 0;
-}
-
-static PyModuleDef_Slot native_slots[] = {
-    {Py_mod_exec, native_exec},
-#ifdef Py_GIL_DISABLED
-    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
-#endif
-    {0, NULL},
-};
-
-static struct PyModuleDef native_module = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "xengrant._native",
-    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, and Descriptor, an open file.",
-    .m_size = sizeof(State),
-    .m_methods = native_methods,
-    .m_slots = native_slots,
-    .m_traverse = native_traverse,
-    .m_clear = native_clear,
-};
-
-PyMODINIT_FUNC
-PyInit__native(void)
-{
-    return PyModuleDef_Init(&native_module);
+    pthread_once(&once, register_once);
+    return at_fork_error;
 }

@@ -1,0 +1,114 @@
+/* xengrant._native: what Python cannot do itself with memory that another domain shares.
+ *
+ * Three things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
+ * fence: struct.pack_into on a shared page writes a transient 0, and plain stores may be overtaken by
+ * later loads even on x86. Mapping, the object behind xengrant.memory: pages mapped from descriptors,
+ * exported through the buffer protocol, which cannot be unmapped under a view. And Descriptor, an open file
+ * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
+ * one call each: between system calls Python costs more than the calls themselves. Each has a file: words.c,
+ * mapping.c and descriptor.c. native.h is what the files share, and this one makes the module of them: a
+ * function of the module is declared there, and has its entry in the table here.
+ *
+ * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
+ * of 3.11; free-threaded builds compile the same source against their full API.
+ */
+
+#include "native.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#define LOAD(BITS) FASTCALL(load##BITS, "buffer, offset", "Load " #BITS " bits at a byte offset; acquire.")
+#define STORE(BITS)                                                                                          \
+    FASTCALL(store##BITS, "buffer, offset, value", "Store " #BITS " bits at a byte offset, in one store; release.")
+#define FETCH_OR(BITS)                                                                                       \
+    FASTCALL(fetch_or##BITS, "buffer, offset, value", "Set bits and return the old value; sequentially consistent.")
+#define FETCH_AND(BITS)                                                                                      \
+    FASTCALL(fetch_and##BITS, "buffer, offset, value", "Keep only these bits and return the old value; "     \
+                                                       "sequentially consistent.")
+#define COMPARE_EXCHANGE(BITS)                                                                               \
+    FASTCALL(compare_exchange##BITS, "buffer, offset, expected, desired",                                    \
+             "Store desired if expected is there; return what was there. Sequentially consistent.")
+
+static PyMethodDef native_methods[] = {
+    LOAD(8),
+    LOAD(16),
+    LOAD(32),
+    STORE(8),
+    STORE(16),
+    STORE(32),
+    FETCH_OR(8),
+    FETCH_OR(32),
+    FETCH_AND(8),
+    FETCH_AND(32),
+    COMPARE_EXCHANGE(16),
+    COMPARE_EXCHANGE(32),
+    {"fence", fence, METH_NOARGS, "fence($module, /)\n--\n\nA full fence: xen_mb()."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+native_exec(PyObject *module)
+{
+    int error = register_at_fork();
+    if (error != 0) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    page_size = (Py_ssize_t)sysconf(_SC_PAGESIZE);
+
+    PyObject *memory = PyType_FromModuleAndSpec(module, &memory_spec, NULL);
+    if (memory == NULL)
+        return -1;
+    PyObject *mapping = PyType_FromModuleAndSpec(module, &mapping_spec, memory);
+    Py_DECREF(memory);
+    if (mapping == NULL)
+        return -1;
+    ((State *)PyModule_GetState(module))->mapping = (PyTypeObject *)mapping;
+    PyObject *descriptor = PyType_FromModuleAndSpec(module, &descriptor_spec, NULL);
+    if (descriptor == NULL)
+        return -1;
+    int result = PyModule_AddObjectRef(module, "Descriptor", descriptor);
+    Py_DECREF(descriptor);
+    return result < 0 ? result : PyModule_AddObjectRef(module, "Mapping", mapping);
+}
+
+static int
+native_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(((State *)PyModule_GetState(module))->mapping);
+    return 0;
+}
+
+static int
+native_clear(PyObject *module)
+{
+    Py_CLEAR(((State *)PyModule_GetState(module))->mapping);
+    return 0;
+}
+
+static PyModuleDef_Slot native_slots[] = {
+    {Py_mod_exec, native_exec},
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef native_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "xengrant._native",
+    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, and Descriptor, an open file.",
+    .m_size = sizeof(State),
+    .m_methods = native_methods,
+    .m_slots = native_slots,
+    .m_traverse = native_traverse,
+    .m_clear = native_clear,
+};
+
+PyMODINIT_FUNC
+PyInit__native(void)
+{
+    return PyModuleDef_Init(&native_module);
+}

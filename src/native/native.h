@@ -1,0 +1,108 @@
+/* What the files of xengrant._native share: the structs, the functions that one file calls in another, and the macros
+ * for entries of a PyMethodDef table. Names are short, since the extension is compiled with -fvisibility=hidden: only
+ * PyInit__native is seen from outside.
+ */
+
+#ifndef XENGRANT_NATIVE_H
+#define XENGRANT_NATIVE_H
+
+#include <Python.h>
+#include <structmember.h>
+
+#include <stdint.h>
+#include <sys/types.h>
+
+/* ---- The module ------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyTypeObject *mapping;
+} State;
+
+extern Py_ssize_t page_size; /* from the module's exec on */
+
+#define FASTCALL(NAME, SIGNATURE, DOC)                                                                       \
+    {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, #NAME "($module, " SIGNATURE ", /)\n--\n\n" DOC}
+#define METHOD(FUNCTION) (PyCFunction)(void (*)(void))FUNCTION, METH_METHOD | METH_FASTCALL | METH_KEYWORDS
+
+/* A function of the module, for METH_FASTCALL: what the table in module.c lists. */
+typedef PyObject *Fastcall(PyObject *module, PyObject *const *args, Py_ssize_t nargs);
+
+/* ---- Words: atomic access to 8, 16 and 32 bits of a buffer ------------------------------------------- */
+
+/* These read arguments. Return 0, or -1 and set an error. */
+int check_count(const char *name, Py_ssize_t given, Py_ssize_t wanted);
+int parse_offset(PyObject *offset, Py_ssize_t *at);
+int parse_value(PyObject *argument, unsigned int bits, uint32_t *value);
+
+extern Fastcall load8, load16, load32;
+extern Fastcall store8, store16, store32;
+extern Fastcall fetch_or8, fetch_or32;
+extern Fastcall fetch_and8, fetch_and32;
+extern Fastcall compare_exchange16, compare_exchange32;
+extern PyObject *fence(PyObject *module, PyObject *ignored);
+
+/* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
+
+#define CLOSED ((uint32_t)1 << 31)
+
+/* The state is one atomic word: how many calls are under way, and CLOSED, which refuses new ones. Who ends the last
+ * call after it was set, or sets it while there is none, closes the file: no call ever meets another file under the
+ * same number. ABANDONED is all there is to the state of a file that abandon() closed, whatever was under way. */
+#define ABANDONED (CLOSED | (uint32_t)1 << 30)
+
+typedef struct {
+    PyObject_HEAD
+    int fd;
+    uint32_t state;
+} Descriptor;
+
+extern PyType_Spec descriptor_spec;
+
+/* ---- Mapping: pages that cannot be unmapped under a view ------------------------------------------------- */
+
+/* The state is one atomic word: how many exports (buffers and operations under way) are live, and two flags.
+ * CLOSED refuses new exports; who sets it with no export live, or who ends the last export after it was set,
+ * is the only one to unmap. FORKED, always with CLOSED, says the memory is the parent process's. */
+#define FORKED ((uint32_t)1 << 30)
+#define EXPORTS (FORKED - 1)
+
+typedef struct Mapping Mapping;
+
+struct Mapping {
+    PyObject_HEAD
+    PyObject *weakrefs;
+    char *address; /* NULL until mapped */
+    Py_ssize_t length;
+    uint32_t state;
+    char writable;
+    char kept_from_children; /* madvise(MADV_DONTFORK) was done */
+    char escaped;       /* the garbage collector no longer sees `unmapped`: see mapping_finalize */
+    PyObject *unmapped; /* what to call once the memory is unmapped, or NULL */
+    Descriptor *granted; /* the gntdev that mapped it, to be told when it is unmapped, or NULL */
+    uint64_t index;      /* what gntdev knows it by */
+    Mapping *next;
+    Mapping *previous;
+};
+
+typedef struct {
+    int fd;
+    off_t offset;
+    size_t length;
+} Part;
+
+extern PyType_Spec mapping_spec;
+extern PyType_Spec memory_spec; /* its base */
+
+/* A mapping that is closed and has no memory yet, or NULL, and then an error is set. */
+Mapping *allocate_mapping(PyTypeObject *type, Py_ssize_t length, int writable);
+
+/* Maps the parts side by side, without the GIL. Returns 0 or an errno, and then nothing stays mapped. */
+int map_and_link(Mapping *self, const Part *parts, Py_ssize_t count);
+
+/* Of descriptor.c, for a mapping with `granted`: called without the GIL once the memory is gone. */
+void end_grants(Mapping *self);
+
+/* Returns 0 or an errno; only the first call in a process does anything. */
+int register_at_fork(void);
+
+#endif
