@@ -6,7 +6,7 @@
  * exported through the buffer protocol, which cannot be unmapped under a view. And Descriptor, an open file
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
  * one call each: between system calls Python costs more than the calls themselves. Each has a file: words.c,
- * mapping.c and descriptor.c. native.h is what the files share, and this one makes the module of them: a
+ * mapping.c and descriptor.c; grants.c decodes whole grant tables. native.h is what the files share, and this one makes the module of them: a
  * function of the module is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
@@ -44,6 +44,16 @@ static PyMethodDef native_methods[] = {
     COMPARE_EXCHANGE(16),
     COMPARE_EXCHANGE(32),
     {"fence", fence, METH_NOARGS, "fence($module, /)\n--\n\nA full fence: xen_mb()."},
+    {"copy_entries", copy_entries, METH_VARARGS,
+     "copy_entries($module, source, copy, at, size, /)\n--\n\n"
+     "Copy grant entries of 8 or 16 bytes, which others may be writing, to byte `at` of `copy`, each word loaded once.\n"
+     "Whether anything differed from what was there."},
+    {"decode_grants", decode_grants, METH_VARARGS,
+     "decode_grants($module, version, frames, status, /)\n--\n\n"
+     "The entries in use of a private copy: refs (u32), flags with the status (u16), domids (u16), frames (u64), as bytes."},
+    {"tally_grants", tally_grants, METH_VARARGS,
+     "tally_grants($module, version, frames, status, /)\n--\n\n"
+     "Entries in use of a private copy by peer: (domid, granted, read-only, mapped, mapped for writing), by domid."},
     {NULL, NULL, 0, NULL},
 };
 

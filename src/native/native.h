@@ -41,6 +41,12 @@ extern Fastcall fetch_and8, fetch_and32;
 extern Fastcall compare_exchange16, compare_exchange32;
 extern PyObject *fence(PyObject *module, PyObject *ignored);
 
+/* ---- Grants: tables copied and decoded --------------------------------------------------------------------- */
+
+extern PyObject *copy_entries(PyObject *module, PyObject *args);
+extern PyObject *decode_grants(PyObject *module, PyObject *args);
+extern PyObject *tally_grants(PyObject *module, PyObject *args);
+
 /* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
 
 #define CLOSED ((uint32_t)1 << 31)
