@@ -18,8 +18,13 @@ from xengrant.errors import (
     XenStoreError,
 )
 from xengrant.evtchn import AsyncEventChannels, AsyncPort, EventChannels, Port
+from xengrant.foreign_table import ForeignGrantTable
 from xengrant.gntshr import Gntshr, Share, UnmapNotify
 from xengrant.gnttab import CopySegment, Gnttab, Grant, GrantRef, Mapped
+from xengrant.grant_entries import EntryKind, GrantEntry
+from xengrant.grant_snapshot import GrantArrays, PeerTally, Snapshot
+from xengrant.grant_table import GrantTable
+from xengrant.kernelspace import Page
 from xengrant.meeting import Advertisement
 from xengrant.memory import PAGE_SIZE, Mapping
 from xengrant.peer import AsyncPeer, Peer
@@ -35,13 +40,18 @@ __all__ = [
     "AsyncXenStore",
     "CopySegment",
     "Domain",
+    "EntryKind",
     "EventChannels",
+    "ForeignGrantTable",
     "Gntshr",
     "Gnttab",
     "Grant",
+    "GrantArrays",
     "GrantBusy",
+    "GrantEntry",
     "GrantError",
     "GrantRef",
+    "GrantTable",
     "GrantTableFull",
     "InterfaceClosed",
     "InterfaceUnavailable",
@@ -49,12 +59,15 @@ __all__ = [
     "MapError",
     "Mapped",
     "Mapping",
+    "Page",
     "Peer",
     "PeerClosed",
+    "PeerTally",
     "Permission",
     "Port",
     "ProtocolError",
     "Share",
+    "Snapshot",
     "UnmapNotify",
     "XenStore",
     "XenStoreError",

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
-from xengrant import meeting
+from xengrant import kernelspace, meeting
 from xengrant.abi.xen import DOMID_FIRST_RESERVED
 from xengrant.arguments import checked_domid
 from xengrant.devices import Device, System, open_system
-from xengrant.errors import InterfaceClosed, ProtocolError
+from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError
 from xengrant.evtchn import AsyncEventChannels, EventChannels
+from xengrant.foreign_table import ForeignGrantTable
 from xengrant.gntshr import Gntshr
 from xengrant.gnttab import Gnttab, Grant
 from xengrant.peer import AsyncPeer, Peer
@@ -26,6 +28,7 @@ from xengrant.xenstore import AsyncXenStore, XenStore
 
 if TYPE_CHECKING:
     from xengrant.gntshr import Share
+    from xengrant.grant_table import GrantTable
     from xengrant.meeting import Advertisement
 
 __all__ = ["AsyncDomain", "Domain", "connect"]
@@ -45,15 +48,17 @@ class Domain:
     """The domain that this program runs in.
 
     Closing it removes its advertisements and stops its peers; interfaces, shares and maps made through it live on.
-    Threads: any call from any thread.
+    Where the program is the domain's kernel (``kernel=1``), the domain ends with the last `Domain` of this process, and
+    the last share and page made through it. Threads: any call from any thread.
     """
 
     def __init__(self, system: System) -> None:
         self.system = system
         self.closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._domid: int | None = None
         self._store: XenStore | None = None
+        self._kernel: kernelspace.Kernel | None = None
         self._advertisements: list[Advertisement] = []
         self._peers: weakref.WeakSet[Peer] = weakref.WeakSet()
         self._met: dict[int, str] = {}
@@ -76,6 +81,8 @@ class Domain:
 
     def gntshr(self) -> Gntshr:
         """Open the interface that offers pages."""
+        if self.system.is_kernel:
+            return kernelspace.KernelGntshr(self._attached(), self.system)
         return Gntshr(self._open("gntalloc"), self.system)
 
     def gnttab(self) -> Gnttab:
@@ -89,6 +96,43 @@ class Domain:
     def xenstore(self) -> XenStore:
         """Open a connection to xenstore."""
         return XenStore(self._open("xenbus"))
+
+    @overload
+    def grant_table(self) -> GrantTable: ...
+    @overload
+    def grant_table(self, *, of: int, writable: bool = False) -> ForeignGrantTable: ...
+    def grant_table(self, *, of: int | None = None, writable: bool = False) -> GrantTable | ForeignGrantTable:
+        """A grant table: this domain's own where the program is its kernel, or in dom0 that `of` another domain.
+
+        `writable` is for a domain builder, who grants pages of a domain that has not run yet. Raises
+        `InterfaceUnavailable` where there is none to be had, saying why; `PeerClosed` where there is no such domain.
+        """
+        if of is None:
+            if not self.system.is_kernel:
+                raise InterfaceUnavailable(
+                    errno.ENODEV,
+                    "a process has no grant table, its kernel has: share pages with domain.gntshr(), look at another "
+                    "domain's table from dom0 with grant_table(of=DOMID), or be the kernel of a domain of an embedded "
+                    "machine (embedded:DIR?domid=N&kernel=1)",
+                )
+            return self._attached().table
+        if checked_domid(of) == self.domid:
+            raise InterfaceUnavailable(
+                errno.EPERM, f"domain {of} is this domain, and nobody maps its own grant table (Xen XSM_DM_PRIV)"
+            )
+        return ForeignGrantTable(self._open("privcmd"), of, writable=writable)
+
+    def alloc_pages(self, count: int) -> list[kernelspace.Page]:
+        """`count` zeroed pages of this domain, for `GrantTable.grant_access`, where the program is its kernel.
+
+        Raises `InterfaceUnavailable` elsewhere: `gntshr.share_pages` allocates pages itself. `OSError` with ENOMEM
+        where the domain has no more.
+        """
+        if not self.system.is_kernel:
+            raise InterfaceUnavailable(
+                errno.ENODEV, "a process has no pages of its own to grant: gntshr.share_pages allocates them"
+            )
+        return self._attached().alloc_pages(count)
 
     def advertise(self, share: Share, path: str) -> Advertisement:
         """Tell the share's peer of its refs at `path` below this domain's xenstore directory; only the peer may read.
@@ -131,6 +175,8 @@ class Domain:
             return
         self.closed = True
         with contextlib.ExitStack() as closing:  # all of it, whatever fails; then the failure is raised
+            if self._kernel is not None:
+                closing.callback(kernelspace.detach, self._kernel)
             if self._store is not None:
                 closing.callback(self._store.close)
             for advertisement in self._advertisements:
@@ -151,7 +197,17 @@ class Domain:
 
     def _open(self, name: str) -> Device:
         self._check_open()
+        if self.system.is_kernel:
+            self._attached()
         return self.system.open(name)
+
+    def _attached(self) -> kernelspace.Kernel:
+        """This program as the domain's kernel, which it is from the first call that needs the machine."""
+        with self._lock:
+            self._check_open()
+            if self._kernel is None:
+                self._kernel = kernelspace.attach(self.system)
+            return self._kernel
 
     def _own_store(self) -> XenStore:
         with self._lock:

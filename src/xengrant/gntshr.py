@@ -198,7 +198,7 @@ class Gntshr:
 
     def munmap(self, share: Share) -> None:
         """Close `share`, which any interface may have made. `InterfaceClosed` where this one is closed."""
-        if self._device.closed:
+        if self.closed:
             raise InterfaceClosed("this Gntshr is closed; share.close() works without it")
         share.close()
 
@@ -207,7 +207,7 @@ class Gntshr:
         self._device.close()
 
     def __enter__(self) -> Self:
-        if self._device.closed:
+        if self.closed:
             raise InterfaceClosed("this Gntshr is closed: open another with domain.gntshr()")
         return self
 

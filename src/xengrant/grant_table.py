@@ -1,203 +1,518 @@
 """The grant table itself: `GrantTable` hands out references and makes and ends grants in shared memory.
 
-This is the kernelspace side. A process inside a Linux domain has no table, its kernel has; the embedded machine's
-guest kernels are built on this, over their domain's pages. `Entries` is the protocol of public/grant_table.h on the
-entries alone, for whoever looks at a table without owning its references. Both work on any writable buffers of 4096
-bytes, one for each frame, and touch them through `_native` only, since a hypervisor changes them at the same time.
+This is the kernelspace side, for whoever owns a table: a program attached to an embedded machine as its domain's
+kernel (`Domain.grant_table`), the embedded machine's own guest kernels, and a domain builder over a table that nobody
+uses yet. A process inside a Linux domain has no table, its kernel has. How entries are granted and revoked is in
+`grant_entries.py`, what a table looks like at one moment in `grant_snapshot.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import errno
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
-from xengrant import _native
 from xengrant.abi import grant_table as abi
-from xengrant.errors import GrantBusy, InvalidGrant
+from xengrant.abi.xen import DOMID_FIRST_RESERVED
+from xengrant.arguments import checked_number
+from xengrant.errors import GrantBusy, GrantTableFull, InvalidGrant
+from xengrant.grant_entries import GrantEntry, entries_of
+from xengrant.grant_snapshot import Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Entries", "Entry", "GrantTable"]
+__all__ = ["GrantTable", "Grantable", "NewFrames"]
 
-_IN_USE = abi.GTF_READING | abi.GTF_WRITING
+# Of a reference: in the free list; handed out; its entry is granted; it is revoked, and a peer still maps the page.
+_FREE, _HELD, _GRANTED, _ENDING = range(4)
+
+# Seconds between two looks at an entry that a peer still maps, growing from the one to the other.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
+
+_FIRST_REF = abi.NR_RESERVED_ENTRIES
+_MAX_COUNT = 1 << 32
+
+T = TypeVar("T")
 
 
-class Entry(NamedTuple):
-    """One entry as it was when read."""
-
-    flags: int
-    domid: int
-    frame: int
+class Grantable(Protocol):
+    """A page that a table can grant: from `hold` to `drop` it is not given back."""
 
     @property
-    def granted(self) -> bool:
-        return self.flags & abi.GTF_TYPE_MASK != abi.GTF_INVALID
-
-    @property
-    def in_use(self) -> bool:
-        """Whether the peer maps it now."""
-        return self.flags & _IN_USE != 0
+    def frame(self) -> int: ...
+    def hold(self) -> None: ...
+    def drop(self) -> None: ...
 
 
-class Entries:
-    """Version 1 entries in the frames of one table, and how they are granted and revoked.
+class NewFrames(NamedTuple):
+    """What a table grew by: a frame of entries and, in version 2, the status frame where one is needed with it."""
 
-    Threads: `grant` and `end_access` of one ref belong to its holder; anybody may read.
-    """
-
-    def __init__(self, frames: Iterable[Buffer]) -> None:
-        self.frames: list[Buffer] = list(frames)
-
-    def __len__(self) -> int:
-        return len(self.frames) * abi.V1_ENTRIES_PER_FRAME
-
-    def at(self, ref: int) -> tuple[Buffer, int]:
-        """(frame, byte offset in it) of an entry; `InvalidGrant` beyond the table."""
-        if not 0 <= ref < len(self):
-            raise InvalidGrant(f"reference {ref} is beyond the table's {len(self)} entries")
-        number, entry = divmod(ref, abi.V1_ENTRIES_PER_FRAME)
-        return self.frames[number], entry * abi.V1_ENTRY_SIZE
-
-    def read(self, ref: int) -> Entry:
-        """The entry now: its first word in one load, the frame after it."""
-        buffer, at = self.at(ref)
-        word = _native.load32(buffer, at)
-        return Entry(word & 0xFFFF, word >> 16, _native.load32(buffer, at + abi.V1_FRAME))
-
-    def grant(self, ref: int, domid: int, frame: int, *, writable: bool) -> None:
-        """Let `domid` map `frame`: domid, frame, write barrier, flags in one store (public/grant_table.h).
-
-        `InvalidGrant` where the entry is not free.
-        """
-        buffer, at = self.at(ref)
-        if _native.load16(buffer, at + abi.V1_FLAGS):
-            raise InvalidGrant(f"reference {ref} is granted already: {self.read(ref)}")
-        _native.store16(buffer, at + abi.V1_DOMID, domid)
-        _native.store32(buffer, at + abi.V1_FRAME, frame)
-        # A release store: the barrier and the flags in one.
-        _native.store16(
-            buffer, at + abi.V1_FLAGS, abi.GTF_PERMIT_ACCESS | (0 if writable else abi.GTF_READONLY)
-        )
-
-    def end_access(self, ref: int) -> None:
-        """Revoke: flags go to 0 in one compare-exchange (Linux gnttab_end_foreign_access_ref_v1).
-
-        `GrantBusy` while the peer maps the page, and then nothing changed; `InvalidGrant` where nothing is granted.
-        """
-        buffer, at = self.at(ref)
-        flags = _native.load16(buffer, at + abi.V1_FLAGS)
-        while True:
-            if flags == abi.GTF_INVALID:
-                raise InvalidGrant(f"reference {ref} is not granted")
-            if flags & _IN_USE:
-                raise GrantBusy(f"reference {ref} is mapped by domain {self.read(ref).domid}")
-            seen = _native.compare_exchange16(buffer, at + abi.V1_FLAGS, flags, abi.GTF_INVALID)
-            if seen == flags:
-                return
-            flags = seen
-
-
-_FREE, _HELD = 0, 1
+    frame: Buffer
+    status: Buffer | None = None
 
 
 class GrantTable:
     """A domain's own table: which references are free, and the entries of those that are held.
 
-    References come and go last in, first out, as Linux's do, so a ref number is reused at once. 0 to 7 are reserved
-    for the domain's builder and never handed out. `frames` are the first frames; `grow()` returns the next one, or
-    None, and is called until there are `max_frames`. Each operation takes constant time for each reference.
+    `frames` are its first frames, buffers of one or more of 4096 bytes, `status_frames` those of version 2's status.
+    `grow()` gives the next frame, or None where the hypervisor refuses, and is called until there are `max_frames`.
+    `max_domid` is the highest that may be granted to.
+    References come and go last in, first out, as Linux's do, so a ref number is reused at once; 0 to 7 are the domain
+    builder's and never handed out. Each operation takes constant time for each reference, at any table size.
 
-    Threads: any call from any thread.
+    Threads: any call from any thread, and from any number of event loops; waiters are woken in their own.
     """
 
     def __init__(
-        self, frames: Iterable[Buffer], *, max_frames: int = 0, grow: Callable[[], Buffer | None] | None = None
+        self,
+        frames: Iterable[Buffer],
+        *,
+        version: int = 1,
+        status_frames: Iterable[Buffer] = (),
+        max_frames: int = 0,
+        grow: Callable[[], NewFrames | None] | None = None,
+        max_domid: int = DOMID_FIRST_RESERVED - 1,
     ) -> None:
-        self.entries = Entries(frames)
+        self.entries = entries_of(version, frames, status_frames)
         self.max_frames = max(max_frames, len(self.entries.frames)) if grow else len(self.entries.frames)
         self._grow = grow
+        self._max_domid = max_domid
         self._lock = threading.Lock()
         self._state = bytearray(len(self.entries))
         self._free = list(range(len(self.entries) - 1, abi.NR_RESERVED_ENTRIES - 1, -1))
+        self._pages: dict[int, Grantable] = {}  # of the entries that are granted or ending
+        self._waiters: dict[_Waiter, None] = {}  # in the order in which they came
+        self._gone: deque[_Waiter] = deque()  # those that gave up, for whoever next has the lock
 
     def __repr__(self) -> str:
-        return f"<GrantTable of {len(self.entries.frames)} frames (max {self.max_frames}), {self.num_held} refs held>"
+        frames = len(self.entries.frames)
+        return f"<GrantTable v{self.version} of {frames} frames (max {self.max_frames}), {self.num_held} refs held>"
+
+    @property
+    def version(self) -> int:
+        """1 or 2."""
+        return self.entries.version
+
+    # References
 
     @property
     def num_free_grants(self) -> int:
-        """References that can be had now, growth included."""
-        room = (self.max_frames - len(self.entries.frames)) * abi.V1_ENTRIES_PER_FRAME
-        return len(self._free) + room
+        """References that can be had now, growth included; none while others wait for more than there are."""
+        if self._waiters:
+            return 0
+        return len(self._free) + (self.max_frames - len(self.entries.frames)) * self.entries.per_frame
 
     @property
     def num_held(self) -> int:
         """References handed out and not yet put back."""
         return len(self.entries) - abi.NR_RESERVED_ENTRIES - len(self._free)
 
+    @property
+    def capacity(self) -> int:
+        """References that the table can ever hand out at once."""
+        return self.max_frames * self.entries.per_frame - abi.NR_RESERVED_ENTRIES
+
     def get_nowait(self) -> int | None:
         """A free reference, or None."""
-        refs = self.get_n_nowait(1)
-        return refs[0] if refs else None
+        ref = None
+        with self._lock:
+            if self._free and not self._waiters:  # the usual case, without a list
+                ref = self._free.pop()
+                self._state[ref] = _HELD
+        if self._gone:
+            self._settle()
+        if ref is None and (refs := self.get_n_nowait(1)):
+            return refs[0]
+        return ref
 
     def get_n_nowait(self, count: int) -> list[int]:
         """`count` free references, or none of them: an empty list where there are too few."""
-        if count < 1:
-            raise ValueError(f"count {count}: at least one reference")
+        checked_number("count", count, 1, _MAX_COUNT)
         with self._lock:
-            if count > len(self._free):
-                self._expand(count - len(self._free))
-            if count > len(self._free):
-                return []
-            refs = self._free[: -count - 1 : -1]
-            del self._free[-count:]
-            for ref in refs:
-                self._state[ref] = _HELD
-            return refs
+            refs = [] if self._waiters else self._take(count)
+        if self._gone:
+            self._settle()
+        return refs
+
+    async def get(self) -> int:
+        """A free reference, waiting for one; otherwise as `get_n`."""
+        return (await self.get_n(1))[0]
+
+    async def get_n(self, count: int) -> list[int]:
+        """`count` free references at once, waiting until there are so many.
+
+        Served in the order asked, each all or nothing, so that nobody waits while holding some. Raises `GrantTableFull`
+        where the table can never have so many. Cancelled, it gives back what it was just served.
+        """
+        checked_number("count", count, 1, _MAX_COUNT)
+        if count > self.capacity:
+            text = f"{count} references at once, where this table has {self.capacity} in all (max_grant_frames)"
+            raise GrantTableFull(errno.ENOSPC, text, limit="table")
+        waiter = _Waiter(count, asyncio.get_running_loop())
+        with self._lock:
+            self._waiters[waiter] = None
+            self._serve()
+        try:
+            if not waiter.refs:
+                await waiter.served
+        except BaseException:  # also GeneratorExit, which garbage collection may bring inside any call
+            self._gone.append(waiter)
+            self._settle()
+            raise
+        return waiter.refs
 
     def put(self, ref: int) -> None:
-        """Give a reference back.
+        """Give a reference back; whoever waits is served.
 
-        `InvalidGrant` where it is reserved, beyond the table, free already, or still granted.
+        `InvalidGrant` where it is reserved, beyond the table, not handed out by this table, still granted or mapped
+        (`end_access` comes first), or where somebody else wrote to its entry.
         """
         with self._lock:
-            self._check_held(ref)
-            if self.entries.read(ref).flags:
-                raise InvalidGrant(f"reference {ref} is still granted: end_access first")
+            self._check(ref, _HELD)
+            if not self.entries.is_free(ref):
+                raise InvalidGrant(f"reference {ref} is used by somebody else: {self.entries.read(ref)}")
+            self._state[ref] = _FREE
+            self._free.append(ref)
+            if self._waiters:
+                self._serve()
+        if self._gone:
+            self._settle()
+
+    @contextlib.asynccontextmanager
+    async def ref(self) -> AsyncIterator[int]:
+        """`async with table.ref() as ref`: a reference, put back in the end.
+
+        One whose entry is still granted then, or mapped, stays held: `InvalidGrant`, or a note on the body's error.
+        """
+        async with self.refs(1) as refs:
+            yield refs[0]
+
+    @contextlib.asynccontextmanager
+    async def refs(self, count: int) -> AsyncIterator[list[int]]:
+        """`async with table.refs(n) as refs`: as `ref`, for several."""
+        refs = await self.get_n(count)
+        try:
+            yield refs
+        except BaseException as error:
+            for problem in self._put_each(refs):
+                error.add_note(str(problem))
+            raise
+        if problems := self._put_each(refs):
+            raise problems[0]
+
+    # Entries
+
+    def __iter__(self) -> Iterator[GrantEntry]:
+        """The entries in use, as they are at one moment: granted, or revoked and still mapped."""
+        return iter(Snapshot(self.entries).grants())
+
+    def read(self, ref: int) -> GrantEntry:
+        """One entry as it is now; `InvalidGrant` beyond the table."""
+        return self.entries.read(ref)
+
+    def grant_access(self, ref: int, domid: int, page: Grantable | int, *, writable: bool) -> None:
+        """Let `domid` map `page` (or a frame number) through a reference that was gotten.
+
+        The page is held until `end_access`. `InvalidGrant` where the reference is not held or in use, `ValueError`
+        for a domid or frame that cannot be.
+        """
+        checked_number("domid", domid, 0, self._max_domid)
+        with self._lock:
+            self._check(ref, _HELD)
+            if isinstance(page, int):
+                self.entries.grant(ref, domid, page, writable=writable)
+            else:
+                self._grant_page(ref, domid, page, writable=writable)
+            self._state[ref] = _GRANTED
+
+    def end_access(self, ref: int) -> None:
+        """Revoke; the reference stays held, its page is given up.
+
+        `GrantBusy` while the peer maps the page: entry, reference and page then stay held, and it is to be called
+        again; `InvalidGrant` where nothing is granted.
+        """
+        with self._lock:
+            self._check(ref, _GRANTED, _ENDING)
+            if self._state[ref] == _GRANTED:
+                self._revoke(ref)
+            elif self.entries.in_use(ref):
+                raise GrantBusy(f"reference {ref} is revoked, and still mapped")
+            self._end(ref)
+
+    async def wait_end_access(self, ref: int, timeout: float | None = None) -> None:
+        """`end_access` as soon as the peer has unmapped the page; `GrantBusy` where it has not after `timeout` seconds.
+
+        It looks again after 1 ms, then after twice as long each time, up to 0.1 s: no event tells of an unmap.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self.end_access(ref)
+            except GrantBusy:
+                left = pause if deadline is None else min(pause, deadline - time.monotonic())
+                if left <= 0:
+                    raise
+            await asyncio.sleep(left)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def make_readonly(self, ref: int) -> None:
+        """Let the peer only read from now on; `GrantBusy` while it maps the page writable, and then nothing changed."""
+        with self._lock:
+            self._check(ref, _GRANTED)
+            self.entries.make_readonly(ref)
+
+    def make_writable(self, ref: int) -> None:
+        """Let the peer write too; it can when it maps the page anew."""
+        with self._lock:
+            self._check(ref, _GRANTED)
+            self.entries.make_writable(ref)
+
+    def grant(
+        self, ref: int, domid: int, page: Grantable | int, *, writable: bool, timeout: float | None = None
+    ) -> _Granted[int]:
+        """`with table.grant(...)`: granted inside the block, revoked at its end.
+
+        While the peer still maps the page then, `with` raises `GrantBusy`, and entry, reference and page stay held;
+        `async with` waits for at most `timeout` seconds before it does. An error of the body is never masked.
+        """
+        return _Granted(self, [(ref, page)], domid, writable, timeout, ref)
+
+    def grants(
+        self,
+        refs: Sequence[int],
+        domid: int,
+        pages: Sequence[Grantable | int],
+        *,
+        writable: bool,
+        timeout: float | None = None,
+    ) -> _Granted[list[int]]:
+        """As `grant`, for a page each through several references: all or none of them.
+
+        `ValueError`, and nothing is touched, for lists of different lengths.
+        """
+        if len(refs) != len(pages):
+            raise ValueError(f"{len(refs)} references for {len(pages)} pages")
+        return _Granted(self, list(zip(refs, pages, strict=True)), domid, writable, timeout, list(refs))
+
+    # Within: the lock is held
+
+    def _take(self, count: int) -> list[int]:
+        """`count` free references in the order in which they come, or none."""
+        free = self._free
+        if count > len(free):
+            self._expand(count - len(free))
+        if count > len(free):
+            return []
+        refs = free[: -count - 1 : -1]
+        del free[-count:]
+        for ref in refs:
+            self._state[ref] = _HELD
+        return refs
+
+    def _put_back(self, refs: Sequence[int]) -> None:
+        for ref in refs:
             self._state[ref] = _FREE
             self._free.append(ref)
 
-    def grant_access(self, ref: int, domid: int, frame: int, *, writable: bool) -> None:
-        """Let `domid` map `frame` through a reference that was gotten. `InvalidGrant` where it is granted already."""
-        with self._lock:
-            self._check_held(ref)
-            self.entries.grant(ref, domid, frame, writable=writable)
-
-    def end_access(self, ref: int) -> None:
-        """Revoke; the reference stays held. `GrantBusy` while the peer maps it, and then nothing changed."""
-        with self._lock:
-            self._check_held(ref)
-            self.entries.end_access(ref)
-
-    def _check_held(self, ref: int) -> None:
-        if 0 <= ref < abi.NR_RESERVED_ENTRIES:
-            raise InvalidGrant(f"reference {ref} is reserved: 0 to {abi.NR_RESERVED_ENTRIES - 1} are the builder's")
-        if not 0 <= ref < len(self.entries):
-            raise InvalidGrant(f"reference {ref} is beyond the table's {len(self.entries)} entries")
-        if self._state[ref] != _HELD:
-            raise InvalidGrant(f"reference {ref} is free: it was put back, or never gotten")
+    def _serve(self) -> None:
+        """Give the first waiters what they asked for, as far as it goes."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            refs = self._take(waiter.count)
+            if not refs:
+                return
+            del self._waiters[waiter]
+            if not waiter.serve(refs):
+                self._put_back(refs)
 
     def _expand(self, missing: int) -> None:
         """Add the frames that `missing` more references need; theirs are handed out first (Linux gnttab_expand)."""
-        extra = -(-missing // abi.V1_ENTRIES_PER_FRAME)
+        extra = -(-missing // self.entries.per_frame)
         if self._grow is None or len(self.entries.frames) + extra > self.max_frames:
             return
         first = len(self.entries)
         for _ in range(extra):
-            frame = self._grow()
-            if frame is None:
+            new = self._grow()
+            if new is None:
                 break
-            self.entries.frames.append(frame)
+            if new.status is not None:
+                self.entries.status_frames.add(new.status)
+            self.entries.frames.add(new.frame)
         self._state.extend(bytes(len(self.entries) - first))
         self._free.extend(range(len(self.entries) - 1, first - 1, -1))
+
+    def _check(self, ref: int, state: int, or_state: int = _FREE) -> None:
+        """`InvalidGrant` where the reference is in neither of the states."""
+        if _FIRST_REF <= ref < len(self._state) and self._state[ref] and self._state[ref] in (state, or_state):
+            return
+        if 0 <= ref < abi.NR_RESERVED_ENTRIES:
+            raise InvalidGrant(f"reference {ref} is reserved: 0 to {abi.NR_RESERVED_ENTRIES - 1} are the builder's")
+        if not 0 <= ref < len(self._state):
+            raise InvalidGrant(f"reference {ref} is beyond the table's {len(self._state)} entries")
+        raise InvalidGrant(f"reference {ref} {_WHY_NOT[self._state[ref]]}")
+
+    def _grant_page(self, ref: int, domid: int, page: Grantable, *, writable: bool) -> None:
+        page.hold()
+        try:
+            self.entries.grant(ref, domid, page.frame, writable=writable)
+        except BaseException:
+            page.drop()
+            raise
+        self._pages[ref] = page
+
+    def _revoke(self, ref: int) -> None:
+        try:
+            self.entries.end_access(ref)
+        except GrantBusy:
+            if self.version == 2:
+                self._state[ref] = _ENDING
+            raise
+        except InvalidGrant:  # somebody else wrote to the table: it grants nothing any more
+            self._end(ref)
+            raise
+
+    def _end(self, ref: int) -> None:
+        self._state[ref] = _HELD
+        page = self._pages.pop(ref, None)
+        if page is not None:
+            page.drop()
+
+    # Within: the lock is not held
+
+    def _settle(self) -> None:
+        """Take back what waiters were served that gave up.
+
+        Unless somebody has the lock, perhaps a caller of ours: that one looks again when it has let go of it.
+        """
+        while self._gone and self._lock.acquire(blocking=False):
+            try:
+                while self._gone:
+                    waiter = self._gone.popleft()
+                    self._waiters.pop(waiter, None)
+                    self._put_back(waiter.refs)
+                self._serve()
+            finally:
+                self._lock.release()
+
+    def _put_each(self, refs: Sequence[int]) -> list[InvalidGrant]:
+        """Put back those that can be; what is wrong with the others."""
+        problems = []
+        for ref in refs:
+            try:
+                self.put(ref)
+            except InvalidGrant as error:
+                problems.append(error)
+        return problems
+
+
+_WHY_NOT = {
+    _FREE: "is free: it was put back, or never gotten from this table",
+    _HELD: "is not granted",
+    _GRANTED: "is still granted: end_access comes first",
+    _ENDING: "is revoked, and still mapped: end_access comes first",
+}
+
+
+class _Waiter:
+    """Somebody who waits in `get_n`."""
+
+    __slots__ = ("_loop", "count", "refs", "served")
+
+    def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.count = count
+        self.refs: list[int] = []
+        self._loop = loop
+        self.served: asyncio.Future[None] = loop.create_future()
+
+    def serve(self, refs: list[int]) -> bool:
+        """Wake it with what it asked for, from any thread; False where its loop is no more."""
+        self.refs = refs
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            self.refs = []
+            return False
+        return True
+
+    def _wake(self) -> None:
+        if not self.served.done():
+            self.served.set_result(None)
+
+
+class _Granted(Generic[T]):
+    """What `with` and `async with` get from `grant` and `grants`."""
+
+    def __init__(
+        self,
+        table: GrantTable,
+        wanted: Sequence[tuple[int, Grantable | int]],
+        domid: int,
+        writable: bool,
+        timeout: float | None,
+        value: T,
+    ) -> None:
+        self._table = table
+        self._wanted = wanted
+        self._domid = domid
+        self._writable = writable
+        self._timeout = timeout
+        self._value = value
+        self._granted: list[int] = []
+
+    def __enter__(self) -> T:
+        try:
+            for ref, page in self._wanted:
+                self._table.grant_access(ref, self._domid, page, writable=self._writable)
+                self._granted.append(ref)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+        return self._value
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        problems = []
+        while self._granted:
+            try:
+                self._table.end_access(self._granted.pop())
+            except (GrantBusy, InvalidGrant) as problem:
+                problems.append(problem)
+        _raise(problems, error)
+
+    async def __aenter__(self) -> T:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        problems = []
+        while self._granted:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                await self._table.wait_end_access(self._granted[-1], left)
+            except (GrantBusy, InvalidGrant) as problem:
+                problems.append(problem)
+            self._granted.pop()
+        _raise(problems, error)
+
+
+def _raise(problems: list[GrantBusy | InvalidGrant], error: BaseException | None) -> None:
+    """Note what could not be ended on the body's error; without one, raise it: a busy one first, which needs care."""
+    problems.sort(key=lambda problem: not isinstance(problem, GrantBusy))
+    if error is not None:
+        for problem in problems:
+            error.add_note(str(problem))
+    elif problems:
+        for problem in problems[1:]:
+            problems[0].add_note(str(problem))
+        raise problems[0]

@@ -23,13 +23,18 @@ PUBLIC = [
     "AsyncXenStore",
     "CopySegment",
     "Domain",
+    "EntryKind",
     "EventChannels",
+    "ForeignGrantTable",
     "Gntshr",
     "Gnttab",
     "Grant",
+    "GrantArrays",
     "GrantBusy",
+    "GrantEntry",
     "GrantError",
     "GrantRef",
+    "GrantTable",
     "GrantTableFull",
     "InterfaceClosed",
     "InterfaceUnavailable",
@@ -37,12 +42,15 @@ PUBLIC = [
     "MapError",
     "Mapped",
     "Mapping",
+    "Page",
     "Peer",
     "PeerClosed",
+    "PeerTally",
     "Permission",
     "Port",
     "ProtocolError",
     "Share",
+    "Snapshot",
     "UnmapNotify",
     "XenStore",
     "XenStoreError",
@@ -50,7 +58,8 @@ PUBLIC = [
 ]
 
 METHODS = {
-    "Domain": "advertise aio close closed domid evtchn find gntshr gnttab peer system url xenstore",
+    "Domain": "advertise aio alloc_pages close closed domid evtchn find gntshr gnttab grant_table peer system url "
+    "xenstore",
     "AsyncDomain": "evtchn find peer xenstore",
     "Gntshr": "close closed fileno munmap share_pages try_share_pages",
     "Share": "close closed domid mapping refs writable",
@@ -63,10 +72,19 @@ METHODS = {
     "Peer": "check close discard_on_gone domid gone known_gone on_gone wait_gone",
     "AsyncPeer": "check close discard_on_gone domid gone known_gone on_gone wait_gone",
     "Advertisement": "close closed path",
+    "GrantTable": "capacity end_access entries get get_n get_n_nowait get_nowait grant grant_access grants "
+    "make_readonly make_writable max_frames num_free_grants num_held put read ref refs version wait_end_access",
+    "ForeignGrantTable": "close closed domid end_access frames grant_access grants max_frames read refresh snapshot "
+    "version writable",
+    "Page": "close closed drop frame hold mapping",
+    "Snapshot": "arrays grants refresh tally version",
 }
 
 # Set in __init__, so that the class does not show them.
-_ATTRIBUTES = {"closed", "domid", "known_gone", "number", "path", "remote_domid", "system"}
+_ATTRIBUTES = {
+    *("closed", "domid", "entries", "frame", "known_gone", "mapping", "max_frames", "number", "path", "remote_domid"),
+    *("system", "version", "writable"),
+}
 
 
 def test_public_names_are_these() -> None:

@@ -19,20 +19,22 @@ GTF_READING = 8
 GTF_WRITING = 16
 GTF_SUB_PAGE = 256
 
-# Version 1 entry: flags u16, domid u16, frame u32.
+# Both versions' entries begin alike: flags u16, domid u16.
+FLAGS = 0
+DOMID = 2
+
+# Version 1 entry: flags, domid, frame u32.
 V1_ENTRY_SIZE = 8
 V1_ENTRIES_PER_FRAME = 512
-V1_FLAGS = 0
-V1_DOMID = 2
 V1_FRAME = 4
 
-# Version 2 entry: flags u16, domid u16, 4 bytes of pad, frame u64; its status is a u16 in frames of its own.
+# Version 2 entry: flags, domid, 4 bytes of pad, frame u64; its status is a u16 in frames of its own.
 V2_ENTRY_SIZE = 16
 V2_ENTRIES_PER_FRAME = 256
-V2_FLAGS = 0
-V2_DOMID = 2
 V2_FRAME = 8
+V2_STATUS_SIZE = 2
 V2_STATUS_PER_FRAME = 2048
+V2_FRAMES_PER_STATUS_FRAME = V2_STATUS_PER_FRAME // V2_ENTRIES_PER_FRAME
 
 # GNTST: status of a grant operation.
 GNTST_OKAY = 0

@@ -106,6 +106,8 @@ class System(abc.ABC):
     """Where devices come from: this domain's kernel, or an embedded machine."""
 
     url: str
+    is_kernel: bool = False
+    """Whether the program is its domain's kernel, and no process in it (an embedded machine's ``kernel=1``)."""
 
     @abc.abstractmethod
     def open(self, name: str) -> Device:

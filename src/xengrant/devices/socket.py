@@ -49,7 +49,7 @@ class SocketSystem(System):
         kernel = fields.pop("kernel", "0")
         valid = scheme == "embedded" and path and not fields and kernel in ("0", "1")
         if not valid or not domid.isascii() or not domid.isdigit():
-            raise ValueError(f"{url!r}: an embedded machine's URL is embedded:DIRECTORY?domid=N")
+            raise ValueError(f"{url!r}: an embedded machine's URL is embedded:DIRECTORY?domid=N, or with &kernel=1")
         self.directory = os.path.abspath(unquote(path))
         self.domid = int(domid)
         self.is_kernel = kernel == "1"
@@ -66,6 +66,7 @@ class SocketSystem(System):
             "gntalloc": GntallocDevice,
             "gntdev": GntdevDevice,
             "privcmd": PrivcmdDevice,
+            "kernel": SocketDevice,
             "evtchn": EvtchnDevice,
             "xenbus": XenbusDevice,
         }

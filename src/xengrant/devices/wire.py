@@ -34,7 +34,7 @@ MAX_CONTROL = 64 << 10
 # Linux carries at most 253 descriptors in one message (net/scm.h, SCM_MAX_FD).
 FDS_PER_BATCH = 250
 
-DEVICES = ("gntalloc", "gntdev", "evtchn", "privcmd", "xenbus", "control")
+DEVICES = ("gntalloc", "gntdev", "evtchn", "privcmd", "xenbus", "kernel", "control")
 
 # In a directory: the socket of the devices, that of Xen's own xenstore clients, and the file that a live machine locks.
 MACHINE_SOCKET = "machine"

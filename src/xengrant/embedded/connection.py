@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import struct
-from typing import Any, Protocol
+from typing import Protocol
 
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind, MalformedError
@@ -22,6 +22,7 @@ from xengrant.embedded.files import Answer, File, fault
 from xengrant.embedded.gntalloc import Gntalloc
 from xengrant.embedded.gntdev import Gntdev
 from xengrant.embedded.hypervisor import Hypervisor
+from xengrant.embedded.kernel import Kernel
 from xengrant.embedded.privcmd import Privcmd
 from xengrant.embedded.stream import Stream
 from xengrant.embedded.xenbus import Xenbus
@@ -29,6 +30,7 @@ from xengrant.embedded.xenbus import Xenbus
 _log = logging.getLogger("xengrant.embedded")
 
 _FILES: dict[str, type[File]] = {"gntalloc": Gntalloc, "gntdev": Gntdev, "evtchn": Evtchn, "privcmd": Privcmd}
+_FILES_OF_KERNELS: dict[str, type[File]] = {"kernel": Kernel, **_FILES}
 
 # A client that connects and says nothing is dropped after so many seconds.
 _HELLO_TIMEOUT = 10.0
@@ -62,6 +64,7 @@ class Connection:
         self._control = False
         self.device = "?"
         self.domain: Domain | None = None
+        self._process, _, _ = credentials(sock)
         self.stream = Stream(loop, sock, self)
         self._loop = loop
         self._hello_timer = loop.call_later(_HELLO_TIMEOUT, self.stream.close)
@@ -167,14 +170,12 @@ class Connection:
             raise fault(errno.EPROTO, f"this machine speaks version {wire.VERSION}, the client {hello.version}")
         if hello.device not in wire.DEVICES:
             raise fault(errno.ENOENT, f"no device {hello.device!r}")
-        if hello.kernel:
-            raise fault(errno.EOPNOTSUPP, "this machine takes no domain's kernel yet: leave kernel=1 out")
         if hello.device == "control":
             self._control = True
         else:
             if self._server.count() >= MAX_CONNECTIONS:
                 raise fault(errno.EMFILE, f"the machine serves {MAX_CONNECTIONS} connections already")
-            domain = self._server.hypervisor.attach(hello.domid)
+            domain = self._attach(hello)
             if self._server.count(domain) >= MAX_OF_DOMAIN:
                 raise fault(errno.EMFILE, f"domain {domain.domid} has {MAX_OF_DOMAIN} connections already")
             self.domain = domain
@@ -182,11 +183,19 @@ class Connection:
         self.device = hello.device
         if self.domain is not None and self.domain.paused:
             self.stream.paused = True
-        if self.domain is not None and hello.device in _FILES:
-            self._file = _FILES[hello.device](self._server.hypervisor, self.domain)
+        if self.domain is not None and hello.device in _FILES_OF_KERNELS:
+            self._file = _FILES_OF_KERNELS[hello.device](self._server.hypervisor, self.domain)
         self.stream.send(wire.pack_reply(0))
         if self.domain is not None and hello.device == "xenbus":
             self._xenbus = self._server.open_xenbus(self.domain, self.stream)
+
+    def _attach(self, hello: wire.Hello) -> Domain:
+        hypervisor = self._server.hypervisor
+        if hello.device == "kernel":
+            return hypervisor.attach_kernel(hello.domid, self._process)
+        if hello.kernel and hello.device in ("gntalloc", "privcmd"):
+            raise fault(errno.ENODEV, f"{hello.device} is a device of Linux, and this domain's kernel is the program")
+        return hypervisor.attach_process(hello.domid, self._process, kernel=hello.kernel)
 
     def _call(self, kind: Kind, body: bytes) -> None:
         file = self._file
@@ -228,7 +237,7 @@ class Connection:
                 os.close(fd)
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """The user at the other end (unix(7), SO_PEERCRED)."""
-    credentials: tuple[Any, ...] = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(credentials[1])
+def credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """(process, user, group) at the other end (unix(7), SO_PEERCRED)."""
+    process, user, group = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return process, user, group

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from xengrant.abi.grant_table import V1_ENTRIES_PER_FRAME
+from xengrant.abi.grant_table import V2_FRAMES_PER_STATUS_FRAME
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.embedded.memory import Memory
-from xengrant.grant_table import Entries
+from xengrant.grant_entries import entries_of
+from xengrant.grant_table import NewFrames
 
 if TYPE_CHECKING:
     from xengrant.embedded.event_channels import Port
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Lifetime = Literal["pv", "hvm"]
 
 _MOST_SECONDS = 1e9
+_COUNTS = ("max_maptrack_frames", "max_pages", "gntalloc_limit", "gntdev_limit", "gntdev_total", "free_per_iteration")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,10 @@ class Settings:
 
     lifetime: Lifetime = "pv"  # pv: munmap releases a grant; hvm: munmap and UNMAP_GRANT_REF, both
     max_grant_frames: int = 64
+    grant_table_version: int = 1  # Linux's parameter grant_table.version
     max_maptrack_frames: int = 1024
     max_event_channels: int = 1023
+    max_pages: int = 16384  # of a domain whose kernel is a program
     gntalloc_limit: int = 1024  # pages, xen_gntalloc's `limit`
     gntdev_limit: int = 65536  # grants for each request, xen_gntdev's `limit`
     gntdev_total: int = 262144  # grants of all maps of all its files, as many as the maptrack has handles
@@ -47,10 +51,12 @@ class Settings:
             raise ValueError(f"max_grant_frames {self.max_grant_frames}: 1 to 4096")
         if not 1 <= self.max_event_channels <= 131071:
             raise ValueError(f"max_event_channels {self.max_event_channels}: 1 to 131071")
+        if self.grant_table_version not in (1, 2):
+            raise ValueError(f"grant_table_version {self.grant_table_version}: 1 or 2")
         for name in ("reclaim_interval", "unmap_delay"):
             if not 0 <= getattr(self, name) <= _MOST_SECONDS:
                 raise ValueError(f"{name} {getattr(self, name)!r}: 0 to {_MOST_SECONDS:g} seconds")
-        for name in ("max_maptrack_frames", "gntalloc_limit", "gntdev_limit", "gntdev_total", "free_per_iteration"):
+        for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} {getattr(self, name)} is negative")
         if self.reclaim_interval <= 0:
@@ -68,36 +74,87 @@ class Active:
 
 
 class Table:
-    """A domain's grant frames: memory for all it may have, of which `frames` are in use."""
+    """A domain's grant frames, and its status frames in version 2: memory for all it may have, used in part."""
 
-    def __init__(self, domid: int, max_frames: int) -> None:
-        self.memory = Memory(max_frames, f"grant-table-{domid}")
+    def __init__(self, domid: int, max_frames: int, version: int) -> None:
         self.max_frames = max_frames
-        view = memoryview(self.memory.view)
-        self._views = [view[at : at + PAGE_SIZE] for at in range(0, len(view), PAGE_SIZE)]
-        self.entries = Entries(self._views[:1])
+        self.memory = Memory(max_frames, f"grant-table-{domid}")
+        self.status_memory: Memory | None = None
+        if version == 2:
+            try:
+                self.status_memory = Memory(_status_frames(max_frames), f"grant-status-{domid}")
+            except BaseException:
+                self.memory.close()
+                raise
+        self._frames = _pages_of(self.memory)
+        self._status_frames = _pages_of(self.status_memory)
+        self.entries = entries_of(version, ())
+        self.grow_to(1)
+
+    @property
+    def version(self) -> int:
+        return self.entries.version
 
     @property
     def frames(self) -> int:
         return len(self.entries.frames)
 
-    def frame(self, number: int) -> memoryview | None:
-        """Frame `number` for whoever wants to use it, growing the table to it; None beyond the maximum."""
-        if number >= self.max_frames:
-            return None
-        self.entries.frames.extend(self._views[self.frames : number + 1])
-        return self._views[number]
-
     @property
     def size(self) -> int:
         """Entries."""
-        return self.frames * V1_ENTRIES_PER_FRAME
+        return len(self.entries)
+
+    @property
+    def max_status_frames(self) -> int:
+        return len(self._status_frames)
+
+    def grow_to(self, frames: int) -> bool:
+        """Have so many frames in use at least; False, and nothing happens, beyond the maximum."""
+        if frames > self.max_frames:
+            return False
+        entries = self.entries
+        for status in self._status_frames[len(entries.status_frames) : _status_frames(frames)]:
+            entries.status_frames.add(status)
+        for frame in self._frames[len(entries.frames) : frames]:
+            entries.frames.add(frame)
+        return True
+
+    def new_frames(self, number: int) -> NewFrames | None:
+        """Frame `number` for the domain's kernel, and the status frame that comes with it; None beyond the maximum."""
+        if not self.grow_to(number + 1):
+            return None
+        needed = self.version == 2 and number % V2_FRAMES_PER_STATUS_FRAME == 0
+        return NewFrames(
+            self._frames[number], self._status_frames[number // V2_FRAMES_PER_STATUS_FRAME] if needed else None
+        )
 
     def close(self) -> None:
         self.entries.frames.clear()
-        for view in self._views:
+        self.entries.status_frames.clear()
+        for view in (*self._frames, *self._status_frames):
             view.release()
-        self.memory.close()
+        for memory in self.memories():
+            memory.close()
+
+    def abandon(self) -> None:
+        """In a forked child: close the descriptors."""
+        for memory in self.memories():
+            memory.abandon()
+
+    def memories(self) -> list[Memory]:
+        return [self.memory] if self.status_memory is None else [self.memory, self.status_memory]
+
+
+def _status_frames(frames: int) -> int:
+    """Status frames that so many frames of a version 2 table need."""
+    return -(-frames // V2_FRAMES_PER_STATUS_FRAME)
+
+
+def _pages_of(memory: Memory | None) -> list[memoryview]:
+    if memory is None:
+        return []
+    view = memoryview(memory.view)
+    return [view[at : at + PAGE_SIZE] for at in range(0, len(view), PAGE_SIZE)]
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -114,6 +171,8 @@ class Domain:
     pages: set[Page] = field(default_factory=set)
     ports: dict[int, Port] = field(default_factory=dict)
     files: set[File] = field(default_factory=set)
+    kernel: int = 0  # the process that is the domain's kernel
+    has_processes: bool = False  # some have attached, so its kernel is Linux
     paused: bool = False
     dying: bool = False
 

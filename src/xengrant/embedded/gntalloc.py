@@ -131,7 +131,7 @@ class Gntalloc(File):
         if count == 0:
             return []  # Linux lets it succeed
         memory = _new_memory(count, self.domain.domid) if writable else self._sealed_memory(count, prepared)
-        pages = self.hypervisor.frames.add(memory, self.domain.domid)
+        pages = self.hypervisor.frames.add([memory], self.domain.domid)
         self.domain.pages.update(pages)
         linux = self.domain.linux
         grefs: list[Gref] = []

@@ -7,12 +7,17 @@ once mapped, what the granter writes into its table changes nothing for the mapp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from xengrant import _native
 from xengrant.abi import grant_table as abi
 from xengrant.abi.xen import DOMID_SELF
 from xengrant.embedded.domain import Active, Domain
 from xengrant.embedded.memory import Frames, Page
+from xengrant.grant_entries import EntriesV2
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # Xen gives up on an entry that changes under it this often.
 _TRIES = 5
@@ -97,7 +102,8 @@ class Grants:
             if max(active.readers, active.writers) + pins > _MAX_PINS:
                 raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned too often")
         if active is None or (not readonly and not active.writers):
-            _set_status_v1(granter, ref, caller.domid, pinned=active is not None, readonly=readonly, mapping=mapping)
+            set_status = _set_status_v1 if granter.table.version == 1 else _set_status_v2
+            set_status(granter, ref, caller.domid, pinned=active is not None, readonly=readonly, mapping=mapping)
         if active is None:
             active = self._activate(granter, ref, caller.domid, readonly=readonly)
         if readonly:
@@ -107,7 +113,7 @@ class Grants:
         return active
 
     def _activate(self, granter: Domain, ref: int, domid: int, *, readonly: bool) -> Active:
-        page = self._frames.find(granter.table.entries.read(ref).frame, granter.domid)
+        page = self._frames.find(granter.table.entries.read(ref).frame or 0, granter.domid)
         if page is None or granter.dying:
             _clear_status(granter, ref, abi.GTF_READING | (0 if readonly else abi.GTF_WRITING))
             raise GrantFailedError(abi.GNTST_BAD_PAGE, f"ref {ref} grants a page that domain {granter.domid} has not")
@@ -152,6 +158,48 @@ def _set_status_v1(
     raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"the shared entry of ref {ref} is unstable")
 
 
+def _set_status_v2(
+    granter: Domain, ref: int, domid: int, *, pinned: bool, readonly: bool, mapping: bool
+) -> None:
+    """Set reading, and writing, in the status word, then see that the entry still allows it."""
+    entries = granter.table.entries
+    assert isinstance(entries, EntriesV2)
+    buffer, at = entries.at(ref)
+    _check_v2(_native.load32(buffer, at), domid, pinned=pinned, readonly=readonly, what="bad")
+    status, status_at = entries.status_at(ref)
+    _or16(status, status_at, abi.GTF_READING | (0 if readonly else abi.GTF_WRITING))
+    _native.fence()
+    try:
+        _check_v2(_native.load32(buffer, at), domid, pinned=pinned, readonly=readonly, what="unstable")
+    except GrantFailedError:
+        _clear_status(granter, ref, abi.GTF_WRITING | (0 if pinned else abi.GTF_READING))
+        raise
+
+
+def _check_v2(word: int, domid: int, *, pinned: bool, readonly: bool, what: str) -> None:
+    flags = word & 0xFFFF
+    mask = abi.GTF_TYPE_MASK | abi.GTF_SUB_PAGE
+    if not pinned and (flags & mask != abi.GTF_PERMIT_ACCESS or word >> 16 != domid):
+        raise GrantFailedError(
+            abi.GNTST_GENERAL_ERROR, f"{what} flags ({flags:x}) or dom ({word >> 16}); expected d{domid}"
+        )
+    if not readonly and flags & abi.GTF_READONLY:
+        raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"{what}: attempt to write-pin a read-only grant")
+
+
+def _or16(buffer: Buffer, at: int, bits: int) -> None:
+    value = _native.load16(buffer, at)
+    while (seen := _native.compare_exchange16(buffer, at, value, value | bits)) != value:
+        value = seen
+
+
+def _and16(buffer: Buffer, at: int, bits: int) -> None:
+    value = _native.load16(buffer, at)
+    while (seen := _native.compare_exchange16(buffer, at, value, value & bits)) != value:
+        value = seen
+
+
 def _clear_status(granter: Domain, ref: int, flags: int) -> None:
-    buffer, at = granter.table.entries.at(ref)
-    _native.fetch_and32(buffer, at, ~flags & 0xFFFFFFFF)
+    entries = granter.table.entries
+    buffer, at = entries.status_at(ref) if isinstance(entries, EntriesV2) else entries.at(ref)
+    _and16(buffer, at, ~flags & 0xFFFF)

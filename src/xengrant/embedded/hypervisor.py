@@ -18,6 +18,7 @@ from xengrant.embedded.files import fault
 from xengrant.embedded.grants import Grants, Handle
 from xengrant.embedded.linux import CallLater, Linux
 from xengrant.embedded.memory import Frames, Memory
+from xengrant.grant_snapshot import Snapshot
 
 _NAME_MAX = 255
 _BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)
@@ -60,7 +61,7 @@ class Hypervisor:
             state = "dying: others still map its pages" if self.domains[domid].dying else "there already"
             raise ValueError(f"domain {domid} is {state}")
         name = name or f"domain-{domid}"
-        domain = Domain(domid, name, settings, Table(domid, settings.max_grant_frames))
+        domain = Domain(domid, name, settings, Table(domid, settings.max_grant_frames, settings.grant_table_version))
         domain.linux = Linux(domain, self.frames, self.call_later)
         self.domains[domid] = domain
         try:
@@ -82,6 +83,31 @@ class Hypervisor:
         if domain.dying:
             raise fault(errno.ESRCH, f"domain {domid} was destroyed, and stays until nobody maps its pages")
         return domain
+
+    def attach_kernel(self, domid: int, process: int) -> Domain:
+        """The domain whose kernel a process says it is from now on; `find_kernel` then finds it."""
+        domain = self.attach(domid)
+        if domain.privileged:
+            raise fault(errno.EBUSY, "domain 0 is the machine's own and runs Linux: choose another domid")
+        if domain.kernel:
+            raise fault(errno.EBUSY, f"domain {domid} has a kernel, process {domain.kernel}")
+        if domain.has_processes:
+            raise fault(errno.EBUSY, f"domain {domid} runs Linux, since processes have attached to it: choose another")
+        domain.kernel = process
+        return domain
+
+    def attach_process(self, domid: int, process: int, *, kernel: bool) -> Domain:
+        """The domain that a process opens a device of, in it or as its kernel."""
+        if not kernel:
+            domain = self.attach(domid)
+            if domain.kernel:
+                raise fault(errno.EBUSY, f"domain {domid} has no processes: its kernel is process {domain.kernel}")
+            domain.has_processes = True
+            return domain
+        found = self.domains.get(domid)
+        if found is None or found.dying or found.kernel != process:
+            raise fault(errno.EPERM, f"process {process} is not the kernel of domain {domid}")
+        return found
 
     def find_domain(self, domid: int, caller: Domain) -> Domain | None:
         """A domain as a hypercall of `caller` names it."""
@@ -124,7 +150,7 @@ class Hypervisor:
     def abandon(self) -> None:
         """In a forked child: close the descriptors, touch nothing that the parent shares."""
         for domain in self.domains.values():
-            domain.table.memory.abandon()
+            domain.table.abandon()
         for memory in self.frames.memories():
             memory.abandon()
         for channel in self._channels():
@@ -138,7 +164,8 @@ class Hypervisor:
             "state": domain.state,
             "lifetime": domain.settings.lifetime,
             "frames": domain.table.frames,
-            "grants": 0 if domain.dying else domain.linux.table.num_held,
+            "kernel": domain.kernel,
+            "grants": 0 if domain.dying else _count_grants(domain),
             "mapped": sum(ref not in _BUILDERS_REFS for ref in domain.active),
             "maps": (domain.maptrack - builders) // domain.pins_for_each_map,
             "mmaps": sum(len(file.vmas) for file in domain.files),
@@ -150,7 +177,7 @@ class Hypervisor:
     def _build(self, domain: Domain) -> None:
         """What a domain's builder leaves: refs 0 and 1, which xenconsoled and xenstored map."""
         memory = Memory(len(_BUILDERS_REFS), f"builder-{domain.domid}")
-        pages = self.frames.add(memory, domain.domid)
+        pages = self.frames.add([memory], domain.domid)
         domain.pages.update(pages)
         for ref, page in zip(_BUILDERS_REFS, pages, strict=True):
             domain.table.entries.grant(ref, 0, page.frame, writable=True)
@@ -180,4 +207,11 @@ class Hypervisor:
     def _channels(self) -> list[Channel]:
         found = {id(port.channel): port.channel for domain in self.domains.values() for port in domain.ports.values()}
         return list(found.values())
+
+
+def _count_grants(domain: Domain) -> int:
+    """References in use, those of the builder apart."""
+    if not domain.kernel:
+        return domain.linux.table.num_held
+    return sum(ref not in _BUILDERS_REFS for ref in Snapshot(domain.table.entries).arrays().refs)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from xengrant.embedded.domain import Domain, Table
 from xengrant.embedded.memory import Frames, Page
 from xengrant.errors import GrantBusy, InvalidGrant
-from xengrant.grant_table import GrantTable
+from xengrant.grant_table import GrantTable, NewFrames
 
 _LOG_LINES = 1000
 _FOREVER = 1e15
@@ -49,10 +49,16 @@ class Linux:
         self.deferred: deque[_Deferred] = deque()
         self.gntalloc_pages = 0
         self.gntdev_grants = 0  # of all maps, mapped or not
-        first = domain.table.frame(0)
+        table, grow = domain.table, _Grow(domain.table)
+        first = grow()
         assert first is not None
         self.table = GrantTable(
-            [first], max_frames=domain.table.max_frames, grow=_Grow(domain.table)
+            [first.frame],
+            version=table.version,
+            status_frames=[] if first.status is None else [first.status],
+            max_frames=table.max_frames,
+            grow=grow,
+            max_domid=0xFFFF,  # nobody checks it, so it is granted to somebody who cannot be
         )
 
     def log(self, text: str) -> None:
@@ -137,10 +143,10 @@ class _Grow:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._next = 1
+        self._next = 0
 
-    def __call__(self) -> memoryview | None:
-        frame = self._table.frame(self._next)
-        if frame is not None:
+    def __call__(self) -> NewFrames | None:
+        frames = self._table.new_frames(self._next)
+        if frames is not None:
             self._next += 1
-        return frame
+        return frames

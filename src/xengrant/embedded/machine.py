@@ -45,8 +45,8 @@ class Machine:
 
     `directory` is where its sockets are: one of one's own, private (0700); it is made if missing, and None makes a
     temporary one. The other arguments are the settings that its domains start with (`create` overrides them):
-    `lifetime` "pv" or "hvm", `gntalloc_limit` in pages, `max_grant_frames`, `max_event_channels`, `reclaim_interval`
-    and `unmap_delay` in seconds, `free_per_iteration` in pages, 0 for all.
+    `lifetime` "pv" or "hvm", `gntalloc_limit` in pages, `max_grant_frames`, `grant_table_version` 1 or 2,
+    `max_event_channels`, `reclaim_interval` and `unmap_delay` in seconds, `free_per_iteration` in pages, 0 for all.
 
     `InterfaceUnavailable` where a machine runs in the directory already, `PermissionError` where the directory is
     another user's or open to others. Domain 0 is there from the start; others are created by the first process that
@@ -65,6 +65,7 @@ class Machine:
         lifetime: Lifetime = "pv",
         gntalloc_limit: int = 1024,
         max_grant_frames: int = 64,
+        grant_table_version: int = 1,
         max_event_channels: int = 1023,
         reclaim_interval: float = 1.0,
         free_per_iteration: int = 10,
@@ -74,6 +75,7 @@ class Machine:
             lifetime=lifetime,
             gntalloc_limit=gntalloc_limit,
             max_grant_frames=max_grant_frames,
+            grant_table_version=grant_table_version,
             max_event_channels=max_event_channels,
             reclaim_interval=reclaim_interval,
             free_per_iteration=free_per_iteration,

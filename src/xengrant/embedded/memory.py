@@ -107,9 +107,11 @@ class Frames:
     def __len__(self) -> int:
         return len(self._pages)
 
-    def add(self, memory: Memory, owner: int) -> list[Page]:
-        """Give each page of `memory` a frame number."""
-        pages = [Page(memory, number, self._new_number(), owner) for number in range(memory.length // PAGE_SIZE)]
+    def add(self, memories: Iterable[Memory], owner: int) -> list[Page]:
+        """Give each page of `memories` a frame number, neighbouring ones in that order."""
+        places = [(memory, number) for memory in memories for number in range(memory.length // PAGE_SIZE)]
+        first = self._new_numbers(len(places))
+        pages = [Page(*place, frame, owner) for frame, place in enumerate(places, first)]
         self._pages.update((page.frame, page) for page in pages)
         return pages
 
@@ -125,12 +127,17 @@ class Frames:
             del self._pages[page.frame]
             page.memory.drop_page()
 
-    def _new_number(self) -> int:
-        while self._next in self._pages:
-            self._next = self._next + 1 if self._next + 1 < _FRAME_LIMIT else _FIRST_FRAME
-        number = self._next
-        self._next = number + 1 if number + 1 < _FRAME_LIMIT else _FIRST_FRAME
-        return number
+    def _new_numbers(self, count: int) -> int:
+        """The first of `count` neighbours that are free, and were free for as long as can be."""
+        first = self._next
+        while True:
+            if first + count > _FRAME_LIMIT:
+                first = _FIRST_FRAME
+            taken = next((number for number in range(first, first + count) if number in self._pages), None)
+            if taken is None:
+                self._next = first + count
+                return first
+            first = taken + 1
 
     def memories(self) -> Iterable[Memory]:
         return {id(page.memory): page.memory for page in self._pages.values()}.values()

@@ -17,6 +17,7 @@ from xengrant.embedded.files import Answer, File, Vma, fault
 
 if TYPE_CHECKING:
     from xengrant.embedded.domain import Table
+    from xengrant.embedded.memory import Memory
 
 
 class _Vma(Vma):
@@ -70,9 +71,10 @@ class Privcmd(File):
 
     def _get_version(self, arg: bytearray) -> None:
         domid = table_abi.unpack_get_version(arg)
-        if self.hypervisor.find_domain(domid, self.domain) is None:
+        domain = self.hypervisor.find_domain(domid, self.domain)
+        if domain is None:
             raise fault(errno.ESRCH, f"no domain {domid}")
-        table_abi.fill_get_version(arg, 1)
+        table_abi.fill_get_version(arg, domain.table.version)
 
     def _map_resource(self, call: Ioctl) -> Answer:
         """XENMEM_acquire_resource of a grant table: its size, or frames, to which the table grows."""
@@ -85,12 +87,18 @@ class Privcmd(File):
         domain = self.hypervisor.find_domain(domid, self.domain)
         if domain is None:
             raise fault(errno.ESRCH, f"no domain {domid}")
-        if (kind, id_) != (table_abi.RESOURCE_GRANT_TABLE, table_abi.RESOURCE_ID_SHARED):
-            raise fault(errno.EINVAL, "a version 1 table has no status frames, and there are no other resources here")
+        if kind != table_abi.RESOURCE_GRANT_TABLE:
+            raise fault(errno.EOPNOTSUPP, "there are no other resources here than grant tables")
+        memory = _resource(domain.table, id_)
         if address is None:
-            abi.fill_resource(call.arg, domain.table.max_frames)
+            abi.fill_resource(call.arg, memory.length // PAGE_SIZE)
             return Answer()
-        return self._frames(domain.table, frame, count, self._range(address))
+        needed = frame + count
+        if id_ == table_abi.RESOURCE_ID_STATUS:
+            needed = (needed - 1) * table_abi.V2_FRAMES_PER_STATUS_FRAME + 1
+        if not domain.table.grow_to(needed):
+            raise fault(errno.EINVAL, f"frames {frame} to {frame + count - 1}, beyond the table's maximum")
+        return _frames(memory, frame, count, self._range(address))
 
     def _range(self, address: Argument) -> _Vma:
         vma = self.vmas.get(wire.unpack_cookie(address.data))
@@ -98,13 +106,21 @@ class Privcmd(File):
             raise fault(errno.EINVAL, "the address is no mapping of this file")
         return vma
 
-    def _frames(self, table: Table, frame: int, count: int, vma: _Vma) -> Answer:
-        if count * PAGE_SIZE > vma.length:
-            raise fault(errno.EINVAL, f"{count} frames do not fit in the {vma.length} bytes at the address")
-        if table.frame(frame + count - 1) is None:
-            raise fault(errno.EINVAL, f"frames {frame} to {frame + count - 1} of a table of at most {table.max_frames}")
-        offset, length = frame * PAGE_SIZE, count * PAGE_SIZE
-        if vma.writable:
-            return Answer(parts=[Part(table.memory.fd, offset, length)])
-        fd = table.memory.reopen_readonly()
-        return Answer(parts=[Part(fd, offset, length)], temporary=[fd])
+
+def _resource(table: Table, id_: int) -> Memory:
+    """The memory behind a resource's id."""
+    if id_ == table_abi.RESOURCE_ID_SHARED:
+        return table.memory
+    if id_ == table_abi.RESOURCE_ID_STATUS and table.status_memory is not None:
+        return table.status_memory
+    raise fault(errno.EINVAL, f"a version {table.version} table has no frames of id {id_}")
+
+
+def _frames(memory: Memory, frame: int, count: int, vma: _Vma) -> Answer:
+    if count * PAGE_SIZE > vma.length:
+        raise fault(errno.EINVAL, f"{count} frames do not fit in the {vma.length} bytes at the address")
+    offset, length = frame * PAGE_SIZE, count * PAGE_SIZE
+    if vma.writable:
+        return Answer(parts=[Part(memory.fd, offset, length)])
+    fd = memory.reopen_readonly()
+    return Answer(parts=[Part(fd, offset, length)], temporary=[fd])

@@ -18,7 +18,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from xengrant.devices import wire
-from xengrant.embedded.connection import MAX_CONNECTIONS, Connection, peer_uid
+from xengrant.embedded.connection import MAX_CONNECTIONS, Connection, credentials
 from xengrant.embedded.directory import BACKLOG, Directory
 from xengrant.embedded.domain import Domain, Settings
 from xengrant.embedded.files import fault
@@ -55,7 +55,7 @@ class MachineServer:
         self._domids_used: set[int] = set()
         self._spare = _take_spare()
         self.store = XenStored()
-        self.hypervisor = Hypervisor(settings, self._call_later, self._introduce, self.store.release)
+        self.hypervisor = Hypervisor(settings, self._call_later, self._introduce, self._release)
         try:
             for name, accept in (
                 (wire.MACHINE_SOCKET, self._accept_device),
@@ -108,9 +108,6 @@ class MachineServer:
 
     def destroy(self, domid: int) -> None:
         self.hypervisor.destroy(domid)
-        for connection in list(self._connections):
-            if connection.domain is not None and connection.domain.domid == domid:
-                connection.stream.close()
 
     def pause(self, domid: int, *, paused: bool = True) -> None:
         """Stop or go on serving the domain's processes, as if its vcpus stood still."""
@@ -177,6 +174,13 @@ class MachineServer:
             self._domids_used.add(domid)
             self.store.introduced[domid] = 0
 
+    def _release(self, domid: int) -> None:
+        """A domain is no more: tell xenstore, and hang up on its processes."""
+        self.store.release(domid)
+        for connection in list(self._connections):
+            if connection.domain is not None and connection.domain.domid == domid:
+                connection.stream.close()
+
     def _streams(self) -> list[Stream]:
         devices = [connection.stream for connection in self._connections]
         return devices + [client.stream for client in self._xenstore_clients]
@@ -216,7 +220,7 @@ class MachineServer:
 
     def _accept_one(self, listener: socket.socket, accepted: Callable[[socket.socket], None]) -> None:
         client, _ = listener.accept()
-        if peer_uid(client) != os.geteuid():
+        if credentials(client)[1] != os.geteuid():
             _log.warning("a client of another user was refused")
             client.close()
             return
@@ -232,7 +236,7 @@ class MachineServer:
         except OSError as error:  # another thread took the descriptor
             _log.warning("no client can be refused: %s", error.strerror)
         else:
-            own = peer_uid(client) == os.geteuid() and listener is self._listeners[0]
+            own = credentials(client)[1] == os.geteuid() and listener is self._listeners[0]
             _refuse(client, why.errno or errno.EMFILE, f"the machine: {why.strerror}" if own else None)
         finally:
             self._spare = _take_spare()
