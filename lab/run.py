@@ -71,15 +71,15 @@ def shell(release: Release, guest: str) -> int:
 def _started(
     release: Release, request: dict[str, object], name: str, *, interactive: bool
 ) -> Iterator[tuple[Machine, Path, float]]:
-    """A machine, its results directory and when it was started. One at a time on this host."""
+    """A machine, its results directory and when it was started. One of each release at a time on this host."""
     tools.need(build=False)
     built = images(release)
     with ExitStack() as stack:
-        stack.enter_context(paths.exclusive("machine", "another run of the lab to end"))
+        stack.enter_context(paths.exclusive(f"machine-{release.name}", f"another run of {release.name}'s lab to end"))
         results = paths.results(release.name, name)
         shutil.rmtree(results, ignore_errors=True)
         results.mkdir(parents=True)
-        work = paths.cache() / "run"
+        work = paths.cache() / f"run-{release.name}"
         shutil.rmtree(work, ignore_errors=True)  # what a killed run left
         work.mkdir()
         stack.callback(shutil.rmtree, work, ignore_errors=True)

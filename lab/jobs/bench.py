@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from lab.dom0 import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS, Guest, xl
 
@@ -27,10 +26,9 @@ def main() -> None:
     missing = [name for name in ("share-loop", "map-loop") if not (BIN / name).is_file()]
     if missing:
         sys.exit(f"{' and '.join(missing)} not built: run this with `python3 -m benchmarks.run`")
-    _pin_dom0()
     found = _about()
     files = {"opt/xengrant/benchmarks": PROJECT / "benchmarks"}
-    with Guest.create("bench", config_extra='cpus = "1"', files=files, timeout=180) as guest:
+    with Guest.create("bench", files=files, timeout=180) as guest:
         programs = ["C=/opt/bin/share-loop 0", "Python=python3 -m benchmarks.share_loop 0"]
         command = ["python3", *_turns(turns), *programs]
         found["share"] = json.loads(guest.check(shlex.join(command), timeout=300))
@@ -45,21 +43,6 @@ def main() -> None:
         found["map"] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         print("map + unmap in dom0: done", flush=True)
     (RESULTS / "bench.json").write_text(json.dumps(found, indent=1))
-
-
-def _pin_dom0() -> None:
-    """Give dom0 one processor, and leave the other to the guest.
-
-    Emulated processors disagree about the time by many milliseconds, and a domain's clock stands still until the
-    slower one has caught up: whoever is timed must stay on one of them.
-    """
-    xl("vcpu-pin", "0", "all", "0")
-    xl("vcpu-set", "0", "1")
-    deadline = time.monotonic() + 30
-    while Path("/sys/devices/system/cpu/online").read_text().strip() != "0":
-        if time.monotonic() > deadline:
-            sys.exit("dom0 did not give up its second processor")
-        time.sleep(0.1)
 
 
 def _about() -> dict[str, object]:
