@@ -23,7 +23,9 @@ from lab.linux import QUICK
 
 __all__ = ["Machine"]
 
-_XEN = "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M no-real-mode edd=off"
+# The scheduler credit lets a domain run for 30 ms, the default one for 2 ms at most; each change of domains makes the
+# emulator forget its translations. Two busy PVH guests take half the time with it.
+_XEN = "console=com1 com1=115200,8n1 dom0_mem=2048M,max:2048M no-real-mode edd=off sched=credit"
 _DOM0 = f"console=hvc0 rdinit=/init oops=panic {QUICK}"
 
 _NICE = -10

@@ -106,6 +106,8 @@ class Guest:
             f'name = "{name}"\ntype = "{kind}"\nmemory = {memory}\nvcpus = {vcpus}\n'
             f'kernel = "{IMAGES}/vmlinux"\nramdisk = "{ramdisk}"\n'
             f'extra = "console=hvc0 rdinit=/init oops=panic loglevel=5 {QUICK} {cmdline_extra}"\n'
+            # Else each look at the clock leaves the guest: Xen does not know the emulated processor's to be steady.
+            'tsc_mode = "native"\n'
             f'on_poweroff = "destroy"\non_reboot = "destroy"\non_crash = "destroy"\n{config_extra}\n'
         )
         xl("create", *(["-p"] if paused else []), str(config), timeout=timeout)
