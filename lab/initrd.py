@@ -49,7 +49,10 @@ def _dom0(archive: CpioWriter, request: dict[str, object], *, interactive: bool)
 
 
 def _guest() -> bytes:
-    """What is appended to each guest's image: its init and agent, the package, and the programs of build/lab/bin."""
+    """What is appended to each guest's image: its init and agent, and the programs of build/lab/bin.
+
+    dom0 adds the package (`lab.dom0.overlay`).
+    """
     out = io.BytesIO()
     with CpioWriter(out) as archive:
         for directory in ("dev", "proc", "root", "run", "sys", "tmp"):
@@ -57,8 +60,6 @@ def _guest() -> bytes:
         archive.file("init", (_INIT / "guest.sh").read_bytes(), mode=0o755)
         archive.tree("etc/fstab", _INIT / "guest.fstab")
         archive.tree("opt/lab/agent.py", _INIT / "agent.py")
-        if (paths.CHECKOUT / "src" / "xengrant").is_dir():
-            archive.tree("opt/xengrant/xengrant", paths.CHECKOUT / "src" / "xengrant", _wanted)
         _programs(archive, "opt/bin")
     return out.getvalue()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import runpy
 import sys
 
+from lab.dom0.overlay import add_package
 from lab.dom0.places import PROJECT, request
 
 if __name__ == "__main__":
     wanted = request()
+    add_package()
     script = str(PROJECT / "lab" / "jobs" / f"{wanted['job']}.py")
     arguments = wanted["arguments"]
     assert isinstance(arguments, list)
