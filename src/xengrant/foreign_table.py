@@ -15,7 +15,7 @@ from xengrant.abi import privcmd
 from xengrant.abi.xen import HYPERVISOR_GRANT_TABLE_OP, PAGE_SIZE
 from xengrant.arguments import checked_domid
 from xengrant.devices import Pointer
-from xengrant.errors import InterfaceClosed, InterfaceUnavailable, InvalidGrant, PeerClosed
+from xengrant.errors import GrantBusy, InterfaceClosed, InterfaceUnavailable, InvalidGrant, PeerClosed
 from xengrant.grant_entries import GrantEntry, entries_of
 from xengrant.grant_snapshot import Snapshot
 
@@ -46,6 +46,7 @@ class ForeignGrantTable:
         self.writable = writable
         self._device = device
         self._mappings: list[Mapping] = []
+        self._ending: set[int] = set()  # revoked in a version 2 table, and mapped when last seen
         try:
             frames, self.max_frames = self._query_size()
             self._entries = entries_of(self._query_version(), ())
@@ -111,11 +112,21 @@ class ForeignGrantTable:
         self._entries.grant(ref, checked_domid(domid), frame, writable=writable)
 
     def end_access(self, ref: int) -> None:
-        """Revoke. `GrantBusy` while it is mapped, `InvalidGrant` where nothing is granted or the builder needs it."""
+        """Revoke. `GrantBusy` while it is mapped: call again. `InvalidGrant` where nothing is granted, or reserved."""
         self._check_writable()
         if 0 <= ref < abi.NR_RESERVED_ENTRIES:
             raise InvalidGrant(f"reference {ref} is the console's, xenstore's or reserved: the domain needs it")
-        self._entries.end_access(ref)
+        if ref in self._ending:
+            if self._entries.in_use(ref):
+                raise GrantBusy(f"reference {ref} is revoked, and still mapped")
+            self._ending.discard(ref)
+            return
+        try:
+            self._entries.end_access(ref)
+        except GrantBusy:
+            if self.version == 2:
+                self._ending.add(ref)
+            raise
 
     def close(self) -> None:
         """Unmap the table. A second time does nothing."""

@@ -15,8 +15,8 @@ import pytest
 class Suite:
     """A process that runs cases (`serve`)."""
 
-    def __init__(self, lifetime: str, pair: str) -> None:
-        command = [sys.executable, "-m", f"{__package__}.serve", lifetime, pair]
+    def __init__(self, lifetime: str, pair: str, version: str) -> None:
+        command = [sys.executable, "-m", f"{__package__}.serve", lifetime, pair, version]
         self._process = subprocess.Popen(
             command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -44,18 +44,18 @@ class Suite:
 
 
 @pytest.fixture(scope="session")
-def suites() -> Iterator[dict[tuple[str, str], Suite]]:
+def suites() -> Iterator[dict[tuple[str, str, str], Suite]]:
     """The machines, made when a test asks for one."""
-    made: dict[tuple[str, str], Suite] = {}
+    made: dict[tuple[str, str, str], Suite] = {}
     yield made
     for suite in made.values():
         suite.close()
 
 
 @pytest.fixture
-def suite(request: pytest.FixtureRequest, suites: dict[tuple[str, str], Suite]) -> Suite:
-    """The machine of the parameter (lifetime, pair), or PV with dom0 and a guest."""
-    key = getattr(request, "param", ("pv", "dom0"))
+def suite(request: pytest.FixtureRequest, suites: dict[tuple[str, str, str], Suite]) -> Suite:
+    """The machine of the parameter (lifetime, pair, version of its tables), or PV with dom0 and a guest."""
+    key = getattr(request, "param", ("pv", "dom0", "1"))
     if key not in suites:
         suites[key] = Suite(*key)
     return suites[key]

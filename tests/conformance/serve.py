@@ -1,4 +1,4 @@
-"""Runs cases of the suite for the tests, in a process that has one thread: `python -m conformance.serve pv dom0`.
+"""Runs cases of the suite for the tests, in a process that has one thread: `python -m conformance.serve pv dom0 1`.
 
 Reads names of cases, a line each, and writes a result as JSON for each.
 """
@@ -10,18 +10,24 @@ import sys
 from dataclasses import asdict
 from typing import Literal, cast
 
-from xengrant.testing import EmbeddedSuite, find
+from xengrant.testing import EmbeddedSuite, KernelSuite, find
 
 from . import bad_cases  # noqa: F401 - registers them
 
 
 def main() -> None:
-    with EmbeddedSuite(cast("Literal['pv', 'hvm']", sys.argv[1]), sys.argv[2]) as suite:
+    lifetime, pair, version = cast("Literal['pv', 'hvm']", sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    with (
+        KernelSuite(lifetime, version=version)
+        if pair == "kernels"
+        else EmbeddedSuite(lifetime, pair, version=version) as suite
+    ):
+        run = suite.run if isinstance(suite, KernelSuite) else suite.runner.run
         print(json.dumps(suite.machine.directory), flush=True)
         for line in sys.stdin:
             case = find(line.strip())
             assert case is not None, line
-            print(json.dumps(asdict(suite.runner.run(case))), flush=True)
+            print(json.dumps(asdict(run(case))), flush=True)
 
 
 if __name__ == "__main__":

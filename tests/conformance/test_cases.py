@@ -1,4 +1,4 @@
-"""Every case of the suite on embedded machines: PV and HVM, dom0 with a guest and two guests."""
+"""Every case of the suite on embedded machines: PV and HVM, tables of both versions, guests with Linux and without."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from xengrant.testing import Case, all_cases
 
 from .conftest import Suite
 
-MACHINES = [("pv", "dom0"), ("hvm", "dom0"), ("hvm", "guests")]
+MACHINES = [
+    ("pv", "dom0", "1"),
+    ("hvm", "dom0", "2"),
+    ("hvm", "guests", "1"),
+    ("pv", "kernels", "1"),
+    ("hvm", "kernels", "2"),
+]
 CASES = [case for case in all_cases() if ".bad_cases" not in type(case).__module__]
 
 
@@ -31,7 +37,7 @@ def test_there_are_enough_cases() -> None:
 
 def test_a_tenth_at_most_needs_what_a_machine_may_lack() -> None:
     needs = {requirement for case in CASES for requirement in case.requires}
-    for pair in ({"dom0", "destroyable peer", "third domain"}, {"guest peer"}):
+    for pair in ({"dom0", "destroyable peer", "third domain"}, {"guest peer"}, {"Linux"}):
         lacking = [case for case in CASES if {need.name for need in case.requires} & pair]
         assert len(lacking) <= len(CASES) / 10 or pair == {"guest peer"}, [case.name for case in lacking]
     assert all(need.reason for need in needs)

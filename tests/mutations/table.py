@@ -195,7 +195,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "share.closed_interface": M(
         "gntshr.py",
-        '        if self._device.closed:\n            raise InterfaceClosed("this Gntshr is closed; share',
+        '        if self.closed:\n            raise InterfaceClosed("this Gntshr is closed; share',
         '        if False:\n            raise InterfaceClosed("this Gntshr is closed; share',
     ),
     "share.deferred_ref_comes_back": M("embedded/linux.py", "if self._timer is None and self.deferred:", "if False:"),
@@ -204,7 +204,9 @@ MUTATIONS: dict[str, Mutation] = {
     "share.limit_is_named": M(
         "gntshr.py", "the limit of gntalloc is {limit or", "the limit of gntalloc is {0 and limit or"
     ),
-    "share.map_survives_revocation": M("grant_table.py", "_IN_USE = abi.GTF_READING | abi.GTF_WRITING", "_IN_USE = 0"),
+    "share.map_survives_revocation": M(
+        "grant_entries.py", "_IN_USE = abi.GTF_READING | abi.GTF_WRITING", "_IN_USE = 0"
+    ),
     "share.munmap_through_another": M("gntshr.py", "        share.close()\n", "        pass\n"),
     "share.no_such_domain": M(
         "embedded/linux.py", "put(ref)\n        except GrantBusy", "num_held\n        except GrantBusy"
@@ -234,10 +236,18 @@ MUTATIONS: dict[str, Mutation] = {
         "_BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)",
         "_BUILDERS_REFS = (RESERVED_CONSOLE, 2)",
     ),
-    "table.guest_may_not": M("embedded/privcmd.py", "if not self.domain.privileged:", "if False:"),
+    "table.builder": M("grant_entries.py", "            if flags & _IN_USE:\n", "            if False:\n"),
+    "table.guest_may_not": M("foreign_table.py", "if error.errno in (errno.EPERM, errno.EACCES):", "if False:"),
     "table.live_table": M("embedded/grants.py", "_clear_status(granter, ref, abi.GTF_WRITING)", "pass"),
-    "table.not_its_own": M("embedded/privcmd.py", "if domid in (DOMID_SELF, self.domain.domid):", "if False:"),
-    "table.size_and_version": M("embedded/privcmd.py", "0, 0, table_abi.GNTST_BAD_DOMAIN", "0, 0, 0"),
+    "table.process_has_none": M(
+        "domain.py",
+        "            if not self.system.is_kernel:\n                raise",
+        "            if False:\n                raise",
+    ),
+    "table.refused": M("foreign_table.py", "        if not self.writable:\n", "        if False:\n"),
+    "table.table_grows": M(
+        "foreign_table.py", "        self._map_frames(frames)\n        return self._snap", "        return self._snap"
+    ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),
     "xenstore.closed_watch": M("xenstore.py", "            if self.closed:\n", "            if False:\n"),

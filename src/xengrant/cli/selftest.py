@@ -22,6 +22,7 @@ from xengrant.testing import (
     Agent,
     Case,
     EmbeddedSuite,
+    KernelSuite,
     NoAgentError,
     Result,
     Runner,
@@ -54,7 +55,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--list", action="store_true", help="list the cases, and where each has been seen to pass")
     parser.add_argument("--lifetime", choices=tuple(_KINDS), default="both", help="of the embedded machine's domains")
-    parser.add_argument("--pair", choices=("dom0", "guests"), default="dom0", help="who runs on the embedded machine")
+    parser.add_argument(
+        "--pair",
+        choices=("dom0", "guests", "kernels"),
+        default="dom0",
+        help="who runs on the embedded machine: dom0 and a guest, two guests, or two programs that are kernels",
+    )
+    parser.add_argument(
+        "--version", type=int, choices=(1, 2), default=1, dest="table", help="of the embedded machine's grant tables"
+    )
     parser.add_argument("--seconds", type=arguments.seconds, help="how long a case may take, instead of its own time")
     parser.add_argument(
         "--third", metavar="DOMID", type=arguments.number, help="another guest, for what takes three domains"
@@ -181,7 +190,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _run_embedded(args: argparse.Namespace, cases: list[Case], results: _Results) -> None:
     for kind in _KINDS[args.lifetime]:
-        with EmbeddedSuite(kind, args.pair, seconds=args.seconds) as suite:
+        if args.pair == "kernels":
+            with KernelSuite(kind, version=args.table, seconds=args.seconds) as kernels:
+                kernels.run_all(cases, results.add)
+            continue
+        with EmbeddedSuite(kind, args.pair, version=args.table, seconds=args.seconds) as suite:
             suite.runner.run_all(cases, results.add)
 
 

@@ -18,7 +18,18 @@ from xengrant.testing.seen import SEEN
 if TYPE_CHECKING:
     from xengrant.testing.here import Here
 
-__all__ = ["DESTROYABLE_PEER", "DOM0", "GUEST_PEER", "THIRD_DOMAIN", "Case", "Half", "Requirement", "all_cases", "find"]
+__all__ = [
+    "DESTROYABLE_PEER",
+    "DOM0",
+    "GUEST_PEER",
+    "LINUX",
+    "THIRD_DOMAIN",
+    "Case",
+    "Half",
+    "Requirement",
+    "all_cases",
+    "find",
+]
 
 Half = Callable[["Here"], None]
 
@@ -36,6 +47,7 @@ DOM0 = Requirement(
 )
 GUEST_PEER = Requirement("guest peer", "dom0 has neither quotas nor forbidden nodes, and the peer is dom0")
 THIRD_DOMAIN = Requirement("third domain", "it takes a third domain, and this machine has two")
+LINUX = Requirement("Linux", "the program is its domain's kernel here: it has no gntalloc, and its end is the domain's")
 DESTROYABLE_PEER = Requirement("destroyable peer", "only dom0's toolstack destroys a domain, and none was offered here")
 
 _cases: dict[str, type[Case]] = {}

@@ -23,7 +23,7 @@ from xengrant.testing.agent import Agent
 from xengrant.testing.here import Kind
 from xengrant.testing.runner import Runner, Victim
 
-__all__ = ["EmbeddedSuite", "MachineProcess"]
+__all__ = ["EmbeddedSuite", "MachineProcess", "machine_name"]
 
 _PAIRS = {"dom0": (0, 1), "guests": (1, 2)}
 # What a case leaves is seen by: references, pages, ports and open files.
@@ -33,10 +33,10 @@ _COUNTED = ("grants", "mapped", "maps", "mmaps", "ports", "files", "deferred", "
 class MachineProcess:
     """An embedded machine in a process of its own, which ends with this one. `with` closes it."""
 
-    def __init__(self, lifetime: Kind) -> None:
+    def __init__(self, lifetime: Kind, version: int = 1) -> None:
         ready, tell = os.pipe2(os.O_CLOEXEC)
         held, self._alive = os.pipe2(os.O_CLOEXEC)
-        self._pid = _fork(functools.partial(_serve_machine, lifetime, tell, held, (ready, self._alive)))
+        self._pid = _fork(functools.partial(_serve_machine, lifetime, version, tell, held, (ready, self._alive)))
         os.close(tell)
         os.close(held)
         with open(ready) as told:
@@ -51,8 +51,8 @@ class MachineProcess:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def url(self, domid: int) -> str:
-        return f"embedded:{quote(self.directory)}?domid={domid}"
+    def url(self, domid: int, *, kernel: bool = False) -> str:
+        return f"embedded:{quote(self.directory)}?domid={domid}{'&kernel=1' if kernel else ''}"
 
     def ask(self, operation: str, **arguments: Any) -> Any:
         """What the machine answers, as over its control connection."""
@@ -80,14 +80,15 @@ class MachineProcess:
 class EmbeddedSuite:
     """A runner on an embedded machine of its own. `with` closes it.
 
-    `pair` is "dom0" (dom0 runs the cases with a guest) or "guests"; `seconds` a deadline instead of each case's own.
+    `pair` is "dom0" (dom0 runs the cases with a guest) or "guests"; `version` that of the domains' grant tables;
+    `seconds` a deadline instead of each case's own.
     """
 
-    def __init__(self, lifetime: Kind, pair: str = "dom0", *, seconds: float | None = None) -> None:
+    def __init__(self, lifetime: Kind, pair: str = "dom0", *, version: int = 1, seconds: float | None = None) -> None:
         here, peer = _PAIRS[pair]
         self._open = ExitStack()
         with self._open:
-            self.machine = self._open.enter_context(MachineProcess(lifetime))
+            self.machine = self._open.enter_context(MachineProcess(lifetime, version))
             for domid in (peer, 3):
                 self.machine.ask("create", domid=domid)
             if here:
@@ -100,7 +101,7 @@ class EmbeddedSuite:
                     functools.partial(connect, self.machine.url(here)),
                     peer,
                     lifetime,
-                    f"embedded machine, {lifetime.upper()}, {'dom0 and a guest' if here == 0 else 'two guests'}",
+                    machine_name(lifetime, "dom0 and a guest" if here == 0 else "two guests", version),
                     third=3,
                     victims=self._new_victim if here == 0 else None,
                     counts=self._counts,
@@ -131,6 +132,12 @@ class EmbeddedSuite:
         }
 
 
+def machine_name(lifetime: Kind, who: str, version: int = 1) -> str:
+    """What results call an embedded machine."""
+    tables = ", v2 tables" if version == 2 else ""
+    return f"embedded machine, {lifetime.upper()}{tables}, {who}"
+
+
 def _fork(work: Callable[[], None]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -143,12 +150,12 @@ def _fork(work: Callable[[], None]) -> int:
     return pid
 
 
-def _serve_machine(lifetime: Kind, tell: int, held: int, others: tuple[int, ...]) -> None:
+def _serve_machine(lifetime: Kind, version: int, tell: int, held: int, others: tuple[int, ...]) -> None:
     """The machine's process: serves until its parent's end of the pipe is closed, by whatever."""
     for descriptor in others:
         os.close(descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Machine(lifetime=lifetime, reclaim_interval=0.1) as machine:
+    with Machine(lifetime=lifetime, grant_table_version=version, reclaim_interval=0.1) as machine:
         os.write(tell, machine.directory.encode())
         os.close(tell)
         os.read(held, 1)

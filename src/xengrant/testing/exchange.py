@@ -169,9 +169,9 @@ def runs_path(other: int) -> str:
     return f"{ROOT}/{other}/runs"
 
 
-def prepare(store: XenStore, domid: int, other: int) -> None:
-    """Make this side's directory anew, for `other` to read."""
-    path = f"{ROOT}/{other}"
+def prepare(store: XenStore, domid: int, other: int, home: str = "") -> None:
+    """Make this side's directory anew, for `other` to read; dom0 may for another domain, below its `home`."""
+    path = f"{home}{ROOT}/{other}"
     remove(store, path)
     store.mkdir(path)
     store.set_permissions(path, [Permission(domid, "n"), Permission(other, "r")])  # children inherit

@@ -28,18 +28,26 @@ __all__ = ["HalfProcess"]
 
 _GRACE = 5.0
 _MAX_TEXT = 900  # as JSON it must fit in a xenstore node
-# Where a mapping of shared pages comes from: the kernel's devices, or an embedded machine's memory.
+# Where a mapping of shared pages comes from: the kernel's devices, or an embedded machine's memory; and what of it is
+# the table of a domain whose kernel the process is, which grows.
 _SHARED = (b"/dev/xen/", b"/memfd:")
+_OWN_TABLE = b"/memfd:xengrant-grant-"
 
 
 class HalfProcess:
-    """A half that runs. `finish` waits for its end."""
+    """A half that runs. `finish` waits for its end.
 
-    def __init__(self, case: Case, half: str, place: Place, run: str, seconds: float) -> None:
+    `stays`: its process is its domain's kernel, and lives on after the half, until `end`; `listen` tells of the half.
+    """
+
+    def __init__(
+        self, case: Case, half: str, place: Place, run: str, seconds: float, *, stays: bool = False
+    ) -> None:
         self._name = f"{case.name}: {half}"
         self._run = run
         self._deadline = time.monotonic() + seconds + _GRACE
         self._seconds = seconds
+        self._stays = stays
         self._step = "starting"
         self._said: dict[str, object] = {}
         sys.stdout.flush()
@@ -50,22 +58,32 @@ class HalfProcess:
         if self._pid == 0:
             os.setpgid(0, 0)
             os.close(self._pipe)
-            _run_half(case, half, place, run, seconds, child_end)
+            _run_half(case, half, place, run, seconds, child_end, stays=stays)
         os.close(child_end)
 
     def finish(self) -> Answer:
         """Wait for the end; kills the half and what it started when its deadline passes."""
+        in_time = self.listen()
+        return self.end(in_time)
+
+    def listen(self) -> bool:
+        """Wait until the half has said how it ended; whether it did before its deadline."""
         try:
-            in_time = self._listen()
+            return self._listen()
         except BaseException:  # an interrupt: nothing of ours outlives it
             self._kill()
             os.waitpid(self._pid, 0)
             raise
-        if not in_time:
+
+    def end(self, in_time: bool) -> Answer:
+        """End its process, and say how the half ended."""
+        if not in_time or self._stays:
             self._kill()
         _, status = os.waitpid(self._pid, 0)
         os.close(self._pipe)
         self._kill()
+        if in_time and self._stays and "outcome" in self._said:
+            status = 0
         if not in_time:
             return self._answer("failed", f"not done after {self._seconds:g} seconds; its last step: {self._step}")
         if os.WIFSIGNALED(status):
@@ -106,7 +124,9 @@ class HalfProcess:
             os.killpg(self._pid, signal.SIGKILL)
 
 
-def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pipe: int) -> NoReturn:
+def _run_half(
+    case: Case, half: str, place: Place, run: str, seconds: float, pipe: int, *, stays: bool
+) -> NoReturn:
     """In the child: never returns, whatever happens."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -117,7 +137,10 @@ def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pip
         def report(said: dict[str, object]) -> None:
             os.write(pipe, json.dumps(said).encode() + b"\n")
 
-        descriptors, mappings = _descriptors(), _mappings()
+        kernel = place.connect() if stays else None
+        if kernel is not None:
+            kernel.grant_table()  # the domain lives as long as this
+        descriptors, mappings = _descriptors(), _mappings(kernel is not None)
         try:
             with Here(place, run, seconds, report) as here:
                 case.half(half)(here)
@@ -129,8 +152,10 @@ def _run_half(case: Case, half: str, place: Place, run: str, seconds: float, pip
             report({"outcome": "failed", "text": _told(error)})
         else:
             del here
-            left = _left_open(descriptors, mappings)
+            left = _left_open(descriptors, mappings, is_kernel=kernel is not None)
             report({"outcome": "failed", "text": left} if left else {"outcome": "passed"})
+        while kernel is not None:
+            signal.pause()
     finally:
         os._exit(0)
 
@@ -144,13 +169,13 @@ def _told(error: BaseException) -> str:
     return f"{text}; from {type(cause).__name__}: {cause}" if cause is not None else text
 
 
-def _left_open(descriptors: set[str], mappings: int) -> str:
+def _left_open(descriptors: set[str], mappings: int, *, is_kernel: bool) -> str:
     """What this process has open that it had not before; a thread may need a moment to close its own."""
     deadline = time.monotonic() + 2
     while True:
         gc.collect()
         more = _descriptors() - descriptors
-        mapped = _mappings() - mappings
+        mapped = _mappings(is_kernel) - mappings
         if not more and mapped <= 0:
             return ""
         if time.monotonic() > deadline:
@@ -168,6 +193,6 @@ def _descriptors() -> set[str]:
     return found
 
 
-def _mappings() -> int:
+def _mappings(is_kernel: bool) -> int:
     maps = Path("/proc/self/maps").read_bytes()
-    return sum(maps.count(source) for source in _SHARED)
+    return sum(maps.count(source) for source in _SHARED) - (maps.count(_OWN_TABLE) if is_kernel else 0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from xengrant.testing import exchange
-from xengrant.testing.case import DESTROYABLE_PEER, DOM0, GUEST_PEER, THIRD_DOMAIN, Case, Requirement
+from xengrant.testing.case import DESTROYABLE_PEER, DOM0, GUEST_PEER, LINUX, THIRD_DOMAIN, Case, Requirement
 from xengrant.testing.exchange import ROOT, Answer, Call
 from xengrant.testing.here import Kind, Place
 from xengrant.testing.process import HalfProcess
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from xengrant.domain import Domain
     from xengrant.xenstore import Watch, XenStore
 
-__all__ = ["NoAgentError", "Runner", "Victim"]
+__all__ = ["NoAgentError", "Runner", "Victim", "together"]
 
 
 class NoAgentError(Exception):
@@ -128,6 +128,7 @@ class Runner:
         offered = {
             DOM0: self._domid == 0,
             GUEST_PEER: self._peer != 0,
+            LINUX: True,
             THIRD_DOMAIN: self._third is not None,
             DESTROYABLE_PEER: self._victims is not None,
         }
@@ -147,7 +148,7 @@ class Runner:
             answers.append(self._answer(case, peer, run, seconds))
         if self._runs % exchange.KEPT_RUNS == 0:
             exchange.remove(self._store, exchange.runs_path(peer))
-        return _together(answers)
+        return together(answers)
 
     def _run_local(self, case: Case, peer: int, run: str, seconds: float, victim: Victim | None) -> Answer:
         assert case.local is not None
@@ -204,7 +205,7 @@ class Runner:
         return Result(case.name, case.title, self._machine, outcome, time.monotonic() - started, text)
 
 
-def _together(answers: list[Answer]) -> tuple[Outcome, str]:
+def together(answers: list[Answer]) -> tuple[Outcome, str]:
     """The halves' ends as the case's: the failure that came of itself goes first."""
     bad = [answer.text for answer in answers if answer.outcome in ("failed", "refused")]
     if bad:

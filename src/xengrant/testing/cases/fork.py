@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from xengrant.errors import InterfaceClosed
 from xengrant.gntshr import UnmapNotify
 from xengrant.memory import PAGE_SIZE
-from xengrant.testing.case import Case
+from xengrant.testing.case import LINUX, Case
 from xengrant.testing.expect import equal, eventually, raises, true
 from xengrant.testing.here import SOON, Here
 
@@ -152,6 +152,7 @@ class ChildConnectsAfresh(Case):
     """A forked child that connects afresh shares and maps like any other process"""
 
     source = "xengrant's own"
+    requires = (LINUX,)
     peer = "granter"
 
     def granter(self, here: Here) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from xengrant.evtchn import Port
 from xengrant.gntshr import UnmapNotify
 from xengrant.memory import PAGE_SIZE
-from xengrant.testing.case import Case
+from xengrant.testing.case import LINUX, Case
 from xengrant.testing.expect import equal, eventually, raises, true
 from xengrant.testing.here import QUIET, SOON, Here
 
@@ -109,6 +109,7 @@ class GranterKilled(Case):
     """A granter killed with kill -9 clears its byte and sends its event; the rest stays readable for the mapper"""
 
     source = f"{GNTALLOC}: the kernel closes what the process had"
+    requires = (LINUX,)
     peer = "granter"
 
     def granter(self, here: Here) -> None:
@@ -141,6 +142,7 @@ class MapperKilled(Case):
     """A mapper killed with kill -9 clears its byte and sends its event, and the granter can share anew"""
 
     source = f"{GNTDEV}: the kernel closes what the process had"
+    requires = (LINUX,)
     peer = "mapper"
 
     def granter(self, here: Here) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xengrant.errors import GrantTableFull, InterfaceClosed, MapError
 from xengrant.memory import PAGE_SIZE
-from xengrant.testing.case import Case
+from xengrant.testing.case import LINUX, Case
 from xengrant.testing.expect import equal, eventually, raises, true
 from xengrant.testing.here import SOON, Here
 
@@ -363,6 +363,7 @@ class LimitIsNamed(Case):
     """Sharing more pages than gntalloc's limit fails, and the error names the limit and where to raise it"""
 
     source = f"{ALLOC}: ENOSPC where the count passes /sys/module/xen_gntalloc/parameters/limit"
+    requires = (LINUX,)
 
     def granter(self, here: Here) -> None:
         limit = int(here.domain.system.parameter("xen_gntalloc", "limit") or 0)
@@ -380,6 +381,7 @@ class WholeLimit(Case):
     """The whole limit can be shared in one piece, again and again, and one page more cannot"""
 
     source = f"{CLOSE}: pages are uncounted when they go"
+    requires = (LINUX,)
     peer = "mapper"
 
     def granter(self, here: Here) -> None:
@@ -409,6 +411,7 @@ class ProcessEndRevokes(Case):
     """A process that ends without closing its share leaves no grant behind, killed or not"""
 
     source = f"{CLOSE}: the kernel unmaps what the process had"
+    requires = (LINUX,)
     peer = "granter"
 
     def granter(self, here: Here) -> None:
