@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xengrant.grant_snapshot import PeerTally
     from xengrant.xenstore import XenStore
 
-__all__ = ["DomainGrants", "Survey"]
+__all__ = ["DomainGrants", "Survey", "domain_names"]
 
 _DOMAINS = "/local/domain"
 _ENTRIES_PER_FRAME = {1: V1_ENTRIES_PER_FRAME, 2: V2_ENTRIES_PER_FRAME}
@@ -91,10 +91,10 @@ class Survey:
         Raises `InterfaceUnavailable` in a guest, and what xenstore raises. What is wrong with one domain's table is
         its `problem`.
         """
-        self.names = self._names()
+        self.names = domain_names(self._domain, self._store)
         for domid in self._tables.keys() - self.names.keys():
             self._close(domid)
-        looked = {domid: self._grants(domid) for domid in sorted(self.names) if domid != self._domain.domid}
+        looked = {domid: self._grants(domid) for domid in self.names if domid != self._domain.domid}
         self._last = {domid: grants for domid, grants in looked.items() if grants is not None}
         return list(self._last.values())
 
@@ -117,21 +117,6 @@ class Survey:
 
     def __repr__(self) -> str:
         return f"<Survey of {len(self._tables)} grant tables{', closed' if self._store.closed else ''}>"
-
-    def _names(self) -> dict[int, str]:
-        """The name of every domain that is there, by domid."""
-        try:
-            nodes = self._store.directory(_DOMAINS)
-        except XenStoreError as error:
-            if error.errno == errno.EACCES:
-                self._domain.grant_table(of=0).close()  # refused too, and says why
-            raise
-        domids = [int(node) for node in nodes if _is_domid(node)]
-        return {domid: _name(self._store, domid) for domid in domids if self._is_there(domid)}
-
-    def _is_there(self, domid: int) -> bool:
-        """Nodes may outlive their domain, or be written after its end; a table that is open may not then."""
-        return domid == self._domain.domid or self._store.is_domain_introduced(domid)
 
     def _grants(self, domid: int) -> DomainGrants | None:
         """One domain's grants now; None where it went meanwhile."""
@@ -160,6 +145,22 @@ class Survey:
         table = self._tables.pop(domid, None)
         if table is not None:
             table.close()
+
+
+def domain_names(domain: Domain, store: XenStore) -> dict[int, str]:
+    """The name of every domain that is there, this one too, by domid; "" where xenstore has none.
+
+    Raises `InterfaceUnavailable` in a guest. Nodes alone make no domain: they may outlive it.
+    """
+    try:
+        nodes = store.directory(_DOMAINS)
+    except XenStoreError as error:
+        if error.errno == errno.EACCES:
+            domain.grant_table(of=0).close()  # refused too, and says why
+        raise
+    domids = sorted(int(node) for node in nodes if _is_domid(node))
+    there = [domid for domid in domids if domid == domain.domid or store.is_domain_introduced(domid)]
+    return {domid: _name(store, domid) for domid in there}
 
 
 def _is_domid(node: str) -> bool:
