@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +22,7 @@ from xengrant.abi.xen import DOMID_FIRST_RESERVED
 from xengrant.arguments import checked_number
 from xengrant.errors import GrantBusy, GrantTableFull, InvalidGrant
 from xengrant.grant_entries import GrantEntry, entries_of
+from xengrant.grant_lock import FinalizerLock
 from xengrant.grant_snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -84,12 +84,11 @@ class GrantTable:
         self.max_frames = max(max_frames, len(self.entries.frames)) if grow else len(self.entries.frames)
         self._grow = grow
         self._max_domid = max_domid
-        self._lock = threading.Lock()
+        self._lock = FinalizerLock()
         self._state = bytearray(len(self.entries))
         self._free = list(range(len(self.entries) - 1, abi.NR_RESERVED_ENTRIES - 1, -1))
         self._pages: dict[int, Grantable] = {}  # of the entries that are granted or ending
         self._waiters: dict[_Waiter, None] = {}  # in the order in which they came
-        self._gone: deque[_Waiter] = deque()  # those that gave up, for whoever next has the lock
 
     def __repr__(self) -> str:
         frames = len(self.entries.frames)
@@ -121,13 +120,13 @@ class GrantTable:
 
     def get_nowait(self) -> int | None:
         """A free reference, or None."""
-        ref = None
-        with self._lock:
-            if self._free and not self._waiters:  # the usual case, without a list
+        ref, lock = None, self._lock
+        with lock.plain:  # the usual case, without a list
+            if self._free and not self._waiters:
                 ref = self._free.pop()
                 self._state[ref] = _HELD
-        if self._gone:
-            self._settle()
+        if lock.late:
+            lock.call_late()
         if ref is None and (refs := self.get_n_nowait(1)):
             return refs[0]
         return ref
@@ -136,10 +135,9 @@ class GrantTable:
         """`count` free references, or none of them: an empty list where there are too few."""
         checked_number("count", count, 1, _MAX_COUNT)
         with self._lock:
-            refs = [] if self._waiters else self._take(count)
-        if self._gone:
-            self._settle()
-        return refs
+            if self._waiters:
+                self._serve()
+            return [] if self._waiters else self._take(count)
 
     async def get(self) -> int:
         """A free reference, waiting for one; otherwise as `get_n`."""
@@ -156,15 +154,14 @@ class GrantTable:
             text = f"{count} references at once, where this table has {self.capacity} in all (max_grant_frames)"
             raise GrantTableFull(errno.ENOSPC, text, limit="table")
         waiter = _Waiter(count, asyncio.get_running_loop())
-        with self._lock:
-            self._waiters[waiter] = None
-            self._serve()
         try:
+            with self._lock:
+                self._waiters[waiter] = None
+                self._serve()
             if not waiter.refs:
                 await waiter.served
         except BaseException:  # also GeneratorExit, which garbage collection may bring inside any call
-            self._gone.append(waiter)
-            self._settle()
+            self._lock.call(partial(self._give_up, waiter))
             raise
         return waiter.refs
 
@@ -174,16 +171,19 @@ class GrantTable:
         `InvalidGrant` where it is reserved, beyond the table, not handed out by this table, still granted or mapped
         (`end_access` comes first), or where somebody else wrote to its entry.
         """
-        with self._lock:
-            self._check(ref, _HELD)
-            if not self.entries.is_free(ref):
-                raise InvalidGrant(f"reference {ref} is used by somebody else: {self.entries.read(ref)}")
-            self._state[ref] = _FREE
-            self._free.append(ref)
-            if self._waiters:
-                self._serve()
-        if self._gone:
-            self._settle()
+        lock = self._lock
+        try:
+            with lock.plain:
+                self._check(ref, _HELD)
+                if not self.entries.is_free(ref):
+                    raise InvalidGrant(f"reference {ref} is used by somebody else: {self.entries.read(ref)}")
+                self._state[ref] = _FREE
+                self._free.append(ref)
+                if self._waiters:
+                    self._serve()
+        finally:
+            if lock.late:
+                lock.call_late()
 
     @contextlib.asynccontextmanager
     async def ref(self) -> AsyncIterator[int]:
@@ -387,20 +387,20 @@ class GrantTable:
 
     # Within: the lock is not held
 
-    def _settle(self) -> None:
-        """Take back what waiters were served that gave up.
+    def _call_outside(self, function: Callable[[], None]) -> None:
+        """Call `function` as soon as nobody in this thread is inside a call of this table.
 
-        Unless somebody has the lock, perhaps a caller of ours: that one looks again when it has let go of it.
+        That is what a finalizer does: it may run inside any call. Another thread that is in one may call `function`.
         """
-        while self._gone and self._lock.acquire(blocking=False):
-            try:
-                while self._gone:
-                    waiter = self._gone.popleft()
-                    self._waiters.pop(waiter, None)
-                    self._put_back(waiter.refs)
-                self._serve()
-            finally:
-                self._lock.release()
+        self._lock.call(function)
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        """Take back what a waiter was served that is no more."""
+        with self._lock:
+            self._waiters.pop(waiter, None)
+            refs, waiter.refs = waiter.refs, []
+            self._put_back(refs)
+            self._serve()
 
     def _put_each(self, refs: Sequence[int]) -> list[InvalidGrant]:
         """Put back those that can be; what is wrong with the others."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
@@ -45,6 +46,7 @@ class Page:
         self.frame = frame
         self.mapping = mapping
         self._held = 0
+        self._closing = False
         self._lock = threading.Lock()
 
     @property
@@ -54,7 +56,7 @@ class Page:
     def hold(self) -> None:
         """A grant begins; `InterfaceClosed` where the page was given back."""
         with self._lock:
-            if self.mapping.closed:
+            if self._closing or self.mapping.closed:
                 raise InterfaceClosed(f"page {self.frame:#x} was given back")
             self._held += 1
 
@@ -68,7 +70,12 @@ class Page:
         with self._lock:
             if self._held:
                 raise GrantBusy(f"page {self.frame:#x} is granted through {self._held} references: end_access first")
-            self.mapping.close()
+            self._closing = True
+        try:
+            self.mapping.close()  # without the lock: other mappings' ends may be told in it
+        except BaseException:
+            self._closing = False
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -123,9 +130,8 @@ class Kernel:
         self._system = system
         self._device = system.open("kernel")
         self._mappings: list[Mapping] = []
-        self._deferred: list[Callable[[], bool]] = []
-        self._lock = threading.Lock()
-        self._reclaiming = False
+        self._deferred: deque[Callable[[], bool]] = deque()
+        self._reclaiming = threading.Lock()  # the thread's that reclaims
         self._ended = threading.Event()
         try:
             arg = abi.pack_table()
@@ -186,17 +192,21 @@ class Kernel:
 
     def defer(self, again: Callable[[], bool]) -> None:
         """Call `again` now and then until it is True: a thread does, for as long as something is left."""
-        with self._lock:
-            self._deferred.append(again)
-            if self._reclaiming or self._ended.is_set():
-                return
-            self._reclaiming = True
-        threading.Thread(target=self._reclaim, name="xengrant-reclaim", daemon=True).start()
+        self._deferred.append(again)
+        if not self._ended.is_set() and self._reclaiming.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._reclaim, name="xengrant-reclaim", daemon=True).start()
+            except BaseException:
+                self._reclaiming.release()
+                raise
 
     def reclaim(self) -> None:
         """Try what was deferred."""
-        with self._lock:
-            self._deferred = [again for again in self._deferred if not again()]
+        with contextlib.suppress(IndexError):  # others try too
+            for _ in range(len(self._deferred)):
+                again = self._deferred.popleft()
+                if not again():
+                    self._deferred.append(again)
 
     def close(self) -> None:
         """End the domain: its pages and grants go, what peers map stays theirs."""
@@ -223,12 +233,13 @@ class Kernel:
         return mapping
 
     def _reclaim(self) -> None:
-        while not self._ended.wait(_RECLAIM_INTERVAL):
-            self.reclaim()
-            with self._lock:
-                if not self._deferred:
-                    self._reclaiming = False
-                    return
+        """The thread: it has `_reclaiming`, and looks again after it let go of it."""
+        while True:
+            while self._deferred and not self._ended.wait(_RECLAIM_INTERVAL):
+                self.reclaim()
+            self._reclaiming.release()
+            if not self._deferred or self._ended.is_set() or not self._reclaiming.acquire(blocking=False):
+                return
 
 
 class _Free:
@@ -276,14 +287,19 @@ class _Revoke:
             self._arm(frame, notify)
 
     def __call__(self) -> None:
-        if not self.armed:
-            return
+        if self.armed:  # the table is asked last, and perhaps later, since this may be a finalizer
+            self._notify()
+            self._kernel.table._call_outside(self._revoke)
+
+    def _notify(self) -> None:
         if self._byte is not None:
             page, at = self._byte
             page[at] = 0
             page.close()
         if self._port is not None:
             self._kernel.put_port(self._port, send=True)
+
+    def _revoke(self) -> None:
         if not self.try_again():
             self._kernel.defer(self.try_again)
 
@@ -301,12 +317,13 @@ class _Revoke:
         for frame, ref in self._left:
             try:
                 self._kernel.table.end_access(ref)
-                self._kernel.table.put(ref)
             except GrantBusy:
                 left.append((frame, ref))
                 continue
             except ValueError:  # somebody wrote to the entry (InvalidGrant), or the kernel is no more
                 pass
+            with contextlib.suppress(ValueError):  # the same; a reference that somebody uses stays held
+                self._kernel.table.put(ref)
             self._kernel.free_frames(frame, 1)
         self._left = left
         return not left
