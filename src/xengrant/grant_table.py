@@ -104,7 +104,7 @@ class GrantTable:
     @property
     def num_free_grants(self) -> int:
         """References that can be had now, growth included; none while others wait for more than there are."""
-        if self._waiters:
+        if not all(waiter.is_lost for waiter in list(self._waiters)):
             return 0
         return len(self._free) + (self.max_frames - len(self.entries.frames)) * self.entries.per_frame
 
@@ -326,11 +326,11 @@ class GrantTable:
         """Give the first waiters what they asked for, as far as it goes."""
         while self._waiters:
             waiter = next(iter(self._waiters))
-            refs = self._take(waiter.count)
-            if not refs:
+            refs = [] if waiter.is_lost else self._take(waiter.count)
+            if not refs and not waiter.is_lost:
                 return
             del self._waiters[waiter]
-            if not waiter.serve(refs):
+            if refs and not waiter.serve(refs):
                 self._put_back(refs)
 
     def _expand(self, missing: int) -> None:
@@ -431,6 +431,11 @@ class _Waiter:
         self.refs: list[int] = []
         self._loop = loop
         self.served: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its loop was closed while it waited, so that it will never go on."""
+        return self._loop.is_closed()
 
     def serve(self, refs: list[int]) -> bool:
         """Wake it with what it asked for, from any thread; False where its loop is no more."""
