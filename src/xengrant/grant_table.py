@@ -81,6 +81,8 @@ class GrantTable:
         max_domid: int = DOMID_FIRST_RESERVED - 1,
     ) -> None:
         self.entries = entries_of(version, frames, status_frames)
+        if not len(self.entries):
+            raise ValueError("a grant table has a frame at least")
         self.max_frames = max(max_frames, len(self.entries.frames)) if grow else len(self.entries.frames)
         self._grow = grow
         self._max_domid = max_domid
@@ -339,15 +341,17 @@ class GrantTable:
         if self._grow is None or len(self.entries.frames) + extra > self.max_frames:
             return
         first = len(self.entries)
-        for _ in range(extra):
-            new = self._grow()
-            if new is None:
-                break
-            if new.status is not None:
-                self.entries.status_frames.add(new.status)
-            self.entries.frames.add(new.frame)
-        self._state.extend(bytes(len(self.entries) - first))
-        self._free.extend(range(len(self.entries) - 1, first - 1, -1))
+        try:
+            for _ in range(extra):
+                new = self._grow()
+                if new is None:
+                    break
+                if new.status is not None:
+                    self.entries.status_frames.add(new.status)
+                self.entries.frames.add(new.frame)
+        finally:
+            self._state.extend(bytes(len(self.entries) - first))
+            self._free.extend(range(len(self.entries) - 1, first - 1, -1))
 
     def _check(self, ref: int, state: int, or_state: int = _FREE) -> None:
         """`InvalidGrant` where the reference is in neither of the states."""
