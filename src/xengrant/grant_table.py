@@ -203,11 +203,9 @@ class GrantTable:
         try:
             yield refs
         except BaseException as error:
-            for problem in self._put_each(refs):
-                error.add_note(str(problem))
+            _raise(self._put_each(refs), error)
             raise
-        if problems := self._put_each(refs):
-            raise problems[0]
+        _raise(self._put_each(refs), None)
 
     # Entries
 
@@ -489,12 +487,8 @@ class _Granted(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        problems = []
-        while self._granted:
-            try:
-                self._table.end_access(self._granted.pop())
-            except (GrantBusy, InvalidGrant) as problem:
-                problems.append(problem)
+        problems = self._end_each()
+        self._granted.clear()
         _raise(problems, error)
 
     async def __aenter__(self) -> T:
@@ -504,24 +498,43 @@ class _Granted(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        problems = []
-        while self._granted:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                await self._table.wait_end_access(self._granted[-1], left)
-            except (GrantBusy, InvalidGrant) as problem:
-                problems.append(problem)
-            self._granted.pop()
+        problems: list[GrantBusy | ValueError] = []
+        problems += (problem for problem in self._end_each() if not isinstance(problem, GrantBusy))
+        try:
+            while self._granted:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                try:
+                    await self._table.wait_end_access(self._granted[-1], left)
+                except (GrantBusy, ValueError) as problem:
+                    problems.append(problem)
+                self._granted.pop()
+        except BaseException as stop:  # cancelled
+            self.__exit__(type(stop), stop, None)
+            raise
         _raise(problems, error)
 
+    def _end_each(self) -> list[GrantBusy | ValueError]:
+        """End those that can be ended, the last first, and forget them; what is wrong with the others."""
+        problems: list[GrantBusy | ValueError] = []
+        busy: list[int] = []
+        for ref in reversed(self._granted):
+            try:
+                self._table.end_access(ref)
+            except GrantBusy as problem:
+                busy.append(ref)
+                problems.append(problem)
+            except ValueError as problem:  # InvalidGrant, or the table's memory is closed
+                problems.append(problem)
+        self._granted[:] = reversed(busy)
+        return problems
 
-def _raise(problems: list[GrantBusy | InvalidGrant], error: BaseException | None) -> None:
-    """Note what could not be ended on the body's error; without one, raise it: a busy one first, which needs care."""
-    problems.sort(key=lambda problem: not isinstance(problem, GrantBusy))
-    if error is not None:
-        for problem in problems:
-            error.add_note(str(problem))
-    elif problems:
-        for problem in problems[1:]:
-            problems[0].add_note(str(problem))
-        raise problems[0]
+
+def _raise(problems: Sequence[GrantBusy | ValueError], error: BaseException | None) -> None:
+    """Note what is wrong on the body's error; without one, raise it: a busy one first, which needs care."""
+    if error is None and problems:
+        first, *others = sorted(problems, key=lambda problem: not isinstance(problem, GrantBusy))
+        _raise(others, first)
+        raise first
+    for problem in problems:
+        assert error is not None
+        error.add_note(str(problem))
