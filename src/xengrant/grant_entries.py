@@ -191,8 +191,8 @@ class Entries(abc.ABC):
         """Let the peer write too, which it can when it maps the page anew."""
         self._change_access(ref, readonly=False)
 
-    def _change_access(self, ref: int, *, readonly: bool) -> None:
-        """public/grant_table.h: a compare-exchange of the flags, while writing is not set."""
+    def _change_access(self, ref: int, *, readonly: bool) -> bool:
+        """public/grant_table.h: a compare-exchange of the flags, while writing is not set; whether anything changed."""
         buffer, at = self.at(ref)
         flags = _native.load16(buffer, at + abi.FLAGS)
         while True:
@@ -203,7 +203,7 @@ class Entries(abc.ABC):
             changed = flags | abi.GTF_READONLY if readonly else flags & ~abi.GTF_READONLY
             seen = _native.compare_exchange16(buffer, at + abi.FLAGS, flags, changed)
             if seen == flags:
-                return
+                return changed != flags
             flags = seen
 
     def _busy(self, ref: int) -> str:
@@ -307,10 +307,11 @@ class EntriesV2(Entries):
             raise InvalidGrant(f"reference {ref} is not granted")
 
     def make_readonly(self, ref: int) -> None:
-        super().make_readonly(ref)
+        changed = self._change_access(ref, readonly=True)
         _native.fence()
         if self.in_use(ref) & abi.GTF_WRITING:
-            super().make_writable(ref)
+            if changed:
+                self._change_access(ref, readonly=False)
             raise GrantBusy(self._busy(ref))
 
     def _store_frame(self, buffer: Buffer, at: int, frame: int) -> None:
