@@ -258,8 +258,10 @@ def _new(guest: Guest, before: list[dict[str, Any]]) -> dict[int, tuple[Any, ...
 @contextmanager
 def _started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(_tool(*arguments), stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.terminate()
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def _line(process: subprocess.Popen[str]) -> Any:
