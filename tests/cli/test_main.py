@@ -21,6 +21,7 @@ COMMANDS = [
     ["doctor"],
     ["share"],
     ["map"],
+    ["ls"],
     ["machine"],
     ["machine", "status"],
     ["machine", "destroy"],

@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> tuple[_Command, ...]:
     # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import demo, doctor, machine, map, selftest, share
+    from xengrant.cli import demo, doctor, ls, machine, map, selftest, share
 
-    return cast("tuple[_Command, ...]", (demo, doctor, share, map, machine, selftest))
+    return cast("tuple[_Command, ...]", (demo, doctor, share, map, ls, machine, selftest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             xengrant doctor                  what this machine can do, and what is missing
             xengrant share --to 2 --pages 4  offer pages; prints their refs
             xengrant map 1 8-11              map and show them, in domain 2
+            xengrant ls                      who grants what to whom, in dom0
             """
         )
         + "\n\nxengrant COMMAND --help says more of each.",

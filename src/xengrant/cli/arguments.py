@@ -5,13 +5,26 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
+from collections.abc import Sequence
 
 from xengrant import meeting
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.domain import Domain
 from xengrant.errors import ProtocolError, XenStoreError
 
-__all__ = ["add_common", "count", "examples", "format_refs", "number", "pages_text", "refs", "resolve_domid", "seconds"]
+__all__ = [
+    "add_common",
+    "count",
+    "examples",
+    "fields",
+    "format_refs",
+    "interval",
+    "number",
+    "pages_text",
+    "refs",
+    "resolve_domid",
+    "seconds",
+]
 
 _MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
 
@@ -64,6 +77,25 @@ def seconds(text: str) -> float:
     if not 0 <= value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return value
+
+
+def interval(text: str) -> float:
+    """Seconds from one look to the next: some."""
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return value
+
+
+def fields(parser: argparse.ArgumentParser, text: str, known: Sequence[str]) -> list[str]:
+    """The fields that ``ref,domid`` names, in that order; wrong usage, with those there are, where there is no such."""
+    wanted = [name.strip() for name in text.split(",")]
+    for name in wanted:
+        if name not in known:
+            parser.error(f"--fields: there is no field {name!r} here; there are {', '.join(known)}")
+    if len(set(wanted)) < len(wanted):
+        parser.error(f"--fields: {text} names one twice")
+    return wanted
 
 
 def refs(text: str) -> list[int]:

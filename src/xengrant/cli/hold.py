@@ -43,9 +43,14 @@ class Hold:
         os.close(self._reader)
         os.close(self._writer)
 
-    def wait(self) -> None:
-        """Until a signal came, also one before the call."""
-        select.select([self._reader], [], [])
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until a signal came, also one before the call, or `end` was called; False where `seconds` passed first."""
+        return bool(select.select([self._reader], [], [], seconds)[0])
+
+    def end(self) -> None:
+        """End every `wait`, as a signal does; for another thread that has something to tell."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"!")
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if self._caught:

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 _SGR = {"green": "32", "red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
+# rich draws a thousand rows a second, and a grant table may have half a million.
+_RICH_ROWS = 500
 
 
 class ReaderGoneError(Exception):
@@ -62,7 +64,7 @@ def say(text: str) -> None:
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
     """Aligned columns; a cell whose text is a key of `styles` has that colour."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    if _rich_on(sys.stdout):
+    if len(rows) <= _RICH_ROWS and _rich_on(sys.stdout):
         _rich_table(headers, rows, styles or {})
         return
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
