@@ -23,7 +23,7 @@ HELP: tuple[tuple[str, str], ...] = (
     ("s, S", "sort by the next column, or the one before"),
     ("1 ... 9", "sort by a column; again: the other way round"),
     ("r", "sort the other way round"),
-    ("Space, p", "pause: nothing is looked at until the next"),
+    ("Space, p", "pause: what is shown stays until the next"),
     ("d", "seconds from one look to the next"),
     ("?, h", "this help"),
     ("q", "quit"),

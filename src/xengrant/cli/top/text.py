@@ -49,11 +49,10 @@ class Marks(NamedTuple):
     ascending: str
     descending: str
     more: str
-    dot: str
 
 
-FANCY = Marks("▁▂▃▄▅▆▇█", "━", "╸", "─", "▲", "▼", "…", "·")
-PLAIN = Marks("_.-~=+*#", "#", "=", "-", "^", "v", "~", "-")
+FANCY = Marks("▁▂▃▄▅▆▇█", "━", "╸", "─", "▲", "▼", "…")
+PLAIN = Marks("_.-~=+*#", "#", "=", "-", "^", "v", "~")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -86,17 +86,22 @@ def _length(state: State, width: int) -> int:
 
 
 def _title(state: State, width: int) -> Line:
-    dot = _marks(state).dot
-    left = [Span(" xengrant top ", "title"), Span(f" {state.time}")]
+    """What is shown, then as much as there is room for."""
+    marks = _marks(state)
+    spans = [Span(" xengrant top ", "title"), Span(f" {state.time} ")]
     if state.paused:
-        left += [Span(" "), Span(" PAUSED ", "alert")]
-    left.append(Span(f"  every {state.delay:g} s", "dim"))
+        spans += [Span(" "), Span(" PAUSED ", "alert")]
     if state.filter:
-        left += [Span(f" {dot} ", "dim"), Span(f"filter {clean(state.filter, _marks(state))}", "warn")]
-    used = sum(width_of(span.text) for span in left)
-    url = clip(clean(state.url, _marks(state)), width - used - 3, _marks(state)) if width - used > 16 else ""
-    space = " " * (width - used - width_of(url) - 1)
-    return (*left, Span(space), Span(url, "dim"))
+        spans.append(Span(f" filter {clean(state.filter, marks)} ", "warn"))
+    used = sum(width_of(span.text) for span in spans)
+    every = f" every {state.delay:g} s"
+    if used + len(every) <= width:
+        spans.append(Span(every, "dim"))
+        used += len(every)
+    if width - used >= 16:
+        url = clip(clean(state.url, marks), width - used - 3, marks)
+        spans += [Span(" " * (width - used - width_of(url) - 1)), Span(url, "dim")]
+    return tuple(spans)
 
 
 def totals_line(state: State, width: int) -> Line:
