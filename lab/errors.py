@@ -1,11 +1,7 @@
 """What the lab raises on the host when it cannot go on; the command line prints its text and nothing else."""
 
-__all__ = ["BootError", "LabError"]
+__all__ = ["LabError"]
 
 
 class LabError(Exception):
     """Something the person at the keyboard can mend; the text says how."""
-
-
-class BootError(LabError):
-    """The emulated machine did not come up, as happens on a busy host; a new one may."""

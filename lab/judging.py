@@ -17,7 +17,7 @@ from lab.releases import Release
 
 __all__ = ["judge"]
 
-_SECONDS = 1200
+_SECONDS = 900
 
 
 def judge(releases: list[Release]) -> int:

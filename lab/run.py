@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import initrd, paths, tools
-from lab.errors import BootError, LabError
+from lab.errors import LabError
 from lab.images import images
 from lab.machine import Machine
 from lab.releases import Release
@@ -25,9 +25,6 @@ __all__ = ["run", "shell"]
 
 BOOT_SECONDS = 300
 """How long Xen, dom0 and its toolstack may take; about 15 s on two idle cores, minutes on busy ones."""
-
-_BOOTS = 3
-"""How often a machine is booted until one comes up."""
 
 _PANIC = re.compile(r"Kernel panic|Panic on CPU|Domain 0 crashed|BUG: unable|general protection fault|FATAL TRAP")
 
@@ -38,15 +35,6 @@ def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout
         known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
         raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
     request: dict[str, object] = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
-    for _ in range(_BOOTS - 1):
-        try:
-            return _run_once(release, request, job, timeout=timeout, keep=keep)
-        except BootError as error:
-            paths.progress(f"{error}\nlab: booting once more")
-    return _run_once(release, request, job, timeout=timeout, keep=keep)
-
-
-def _run_once(release: Release, request: dict[str, object], job: str, *, timeout: float, keep: bool) -> int:
     with _started(release, request, job, interactive=keep) as (machine, results, booting):
         if keep:
             machine.wait()
@@ -101,7 +89,7 @@ def _wait_for_job(machine: Machine, results: Path, booting: float) -> float:
         elif time.monotonic() - booting > BOOT_SECONDS:
             reason = f"dom0 did not come up within {BOOT_SECONDS} s"
         if reason:
-            raise BootError(_explain(machine, results, reason))
+            raise LabError(_explain(machine, results, reason))
         time.sleep(0.05)
     return time.monotonic()
 

@@ -1,6 +1,6 @@
 """What a job sees: it runs in dom0 of a real Xen, under dom0's own Python, and makes guests. Standard library only."""
 
-from lab.dom0.guest import Command, Guest, GuestError
+from lab.dom0.guest import Command, Guest, GuestError, GuestTimeout
 from lab.dom0.places import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS
 from lab.dom0.xl import xl, xl_list
 
@@ -13,6 +13,7 @@ __all__ = [
     "Command",
     "Guest",
     "GuestError",
+    "GuestTimeout",
     "xl",
     "xl_list",
 ]

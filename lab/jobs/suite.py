@@ -14,10 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import xengrant
-from lab.dom0 import GUEST_KIND, RELEASE, RESULTS, Command, Guest, GuestError, xl, xl_list
+from lab.dom0 import GUEST_KIND, RELEASE, RESULTS, Guest, GuestTimeout, xl_list
 from lab.dom0.xl import DomainLine
 from xengrant import Grant, Mapped
 
@@ -29,84 +30,42 @@ def main() -> int:
     print(f"{RELEASE}: {GUEST_KIND} guests, Linux {platform.release()}, Python {platform.python_version()}", flush=True)
     guests = _guests()
     print(f"two guests after {time.monotonic() - started:.1f} s", flush=True)
-    results: list[dict[str, Any]] = []
-    for phase in (_between_guests, _with_dom0):
-        done: list[dict[str, Any]] = []
-        for left in reversed(range(_GUESTS_LOST)):
-            try:
-                done += phase(*guests, done)
-                break
-            except (IncompleteError, GuestError) as error:
-                if not left:
-                    raise
-                done += error.results if isinstance(error, IncompleteError) else []
-                print(f"{error}\n{xl('dmesg')[-1500:]}\nthe rest with new guests, after {len(done)} cases", flush=True)
-                for guest in guests:
-                    guest.destroy()
-                guests = _guests()
-        results += done
+    results = [*_between_guests(*guests), *_with_dom0(*guests)]
     (RESULTS / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
     return _summarise(results, time.monotonic() - started)
 
 
-_GUESTS_LOST = 6
-"""How often QEMU's emulated SVM may lose a PVH guest (a triple fault, seen at any moment) before that counts."""
-
-
-class IncompleteError(Exception):
-    """The suite did not come to its end; `results` is what it had come to."""
-
-    def __init__(self, text: str, results: list[dict[str, Any]]) -> None:
-        super().__init__(text)
-        self.results = results
-
-
 def _guests() -> tuple[Guest, Guest]:
     """Two guests with an agent for dom0 in each, and one for the first in the second."""
-
-    def create(name: str) -> Guest:
-        guest = Guest.create(name)
-        guest.check(f"{SELFTEST} --list > /dev/null", timeout=180)  # Python compiles all once, instead of three at once
-        return guest
-
     with ThreadPoolExecutor() as pool:
-        first, second = pool.map(create, ("left", "right"))
+        first, second = pool.map(Guest.create, ("left", "right"))
     for guest in (first, second):
         guest.start(f"exec {SELFTEST} --agent --peer 0")
     second.start(f"exec {SELFTEST} --agent --peer {first.domid}")
     return first, second
 
 
-def _between_guests(runner: Guest, peer: Guest, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The suite between two guests, but for what was done before; its results are shown as they come."""
-    running = runner.start(f"exec {SELFTEST} --peer {peer.domid} --json {shlex.join(_chosen(before))}")
+def _between_guests(runner: Guest, peer: Guest) -> list[dict[str, Any]]:
+    """The suite between two guests; its results are shown as they come."""
+    running = runner.start(f"exec {SELFTEST} --peer {peer.domid} --json {shlex.join(sys.argv[1:])}")
     lines: list[str] = []
-    try:
-        return _followed(running, lines)
-    except GuestError as error:
-        raise IncompleteError(str(error), _cases(lines)) from None
-
-
-def _followed(running: Command, lines: list[str]) -> list[dict[str, Any]]:
-    while True:
+    done = False
+    while not done:
+        with suppress(GuestTimeout):
+            running.wait(10)
         done = running.done
         complete = running.output().split("\n")[:-1]
         for line in complete[len(lines) :]:
             _show(line)
-        lines[:] = complete
-        if done:
-            return _results(lines)
+        lines = complete
         print(f"{len(lines)} cases between guests", flush=True)
-        time.sleep(10)
+    return _results(lines)
 
 
-def _with_dom0(first: Guest, peer: Guest, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """dom0 with `peer`, but for what was done before.
-
-    In the end `first` and `peer` are destroyed, `first` with a page mapped here all the while.
-    """
+def _with_dom0(first: Guest, peer: Guest) -> list[dict[str, Any]]:
+    """dom0 with `peer`. In the end both are destroyed, `first` with a page mapped here all the while."""
     command = [*shlex.split(SELFTEST), "--peer", str(peer.domid), "--third", str(first.domid), "--json"]
-    command += _chosen(before)
+    command += sys.argv[1:]
     command += ["--destroy-command", "xl destroy {domid}", "--victim", str(first.domid), "--victim", str(peer.domid)]
     lines: list[str] = []
     with xengrant.connect() as domain, domain.gnttab() as gnttab:
@@ -133,22 +92,11 @@ def _show(line: str) -> None:
 
 
 def _results(lines: list[str]) -> list[dict[str, Any]]:
-    """The results that a selftest printed; `IncompleteError` where its summary is missing."""
+    """The results that a selftest printed, once its summary says that it came to its end."""
     said = [json.loads(line) for line in lines if line.startswith("{")]
     if not said or "summary" not in said[-1]:
-        raise IncompleteError(f"{len(said)} cases, and then: {lines[-1:]}", _cases(lines))
+        sys.exit(f"the suite did not come to its end: {len(said)} cases, and then: {lines[-1:]}")
     return said[:-1]
-
-
-def _cases(lines: list[str]) -> list[dict[str, Any]]:
-    """Those that came to an end without being disturbed: one that failed may have had no guest any more."""
-    said = [json.loads(line) for line in lines if line.startswith("{")]
-    return [result for result in said if result.get("outcome") in ("passed", "skipped")]
-
-
-def _chosen(before: list[dict[str, Any]]) -> list[str]:
-    """The arguments that leave out what was done before."""
-    return [*sys.argv[1:], *(["--except", ",".join(result["case"] for result in before)] if before else [])]
 
 
 def _shared_by(guest: Guest) -> Grant:
