@@ -38,13 +38,13 @@ class Ratio(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure xengrant beside C over libxengnttab on real Xen.")
     parser.add_argument("--release", choices=("bookworm", "trixie"), action="append", help="default: both")
-    parser.add_argument("--turns", type=int, default=60, help="turns of each program for each size (default: 60)")
+    parser.add_argument("--rounds", type=int, default=8, help="of ten turns of each program, started anew (default: 8)")
     parser.add_argument("--print", type=Path, nargs="+", metavar="FILE", help="run nothing: print the results in FILE")
     options = parser.parse_args()
     if options.print:
         return _report([json.loads(file.read_text()) for file in options.print])
     build()
-    found = [_run(release, options.turns) for release in options.release or ("bookworm", "trixie")]
+    found = [_run(release, options.rounds) for release in options.release or ("bookworm", "trixie")]
     return _report(found)
 
 
@@ -72,8 +72,9 @@ def need(thing: str, package: str) -> None:
         subprocess.run(step, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def _run(release: str, turns: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "lab", "run", "--release", release, "bench", "--turns", str(turns)]
+def _run(release: str, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "lab", "run", "--release", release, "--timeout", "1800"]
+    command += ["bench", "--rounds", str(rounds)]
     subprocess.run(command, cwd=CHECKOUT, check=True)
     found: dict[str, Any] = json.loads((CHECKOUT / "build" / "lab" / release / "bench" / "bench.json").read_text())
     for loop in LOOPS:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["answer_turns"]
 
@@ -51,26 +52,35 @@ class _Program:
         self._process.wait(10)
 
 
-def measure(programs: dict[str, list[str]], sizes: list[tuple[int, int]], turns: int) -> dict[str, object]:
-    """For each (pages, cycles) of `sizes` the nanoseconds of each program's turns, in the order they were taken."""
-    running = {name: _Program(command) for name, command in programs.items()}
-    results = []
-    for pages, cycles in sizes:
-        times: dict[str, list[int]] = {name: [] for name in running}
+def measure(
+    programs: dict[str, list[str]], sizes: list[tuple[int, int]], rounds: int, turns: int
+) -> list[dict[str, Any]]:
+    """For each (pages, cycles) of `sizes` the nanoseconds of each program's turns, in the order they were taken.
+
+    Each round starts the programs anew: where a process's mappings come to lie is luck, and some have the kernel make
+    and free a page table in each cycle.
+    """
+    results: list[dict[str, Any]] = [
+        {"pages": pages, "cycles": cycles, "nanoseconds": {name: [] for name in programs}} for pages, cycles in sizes
+    ]
+    for _ in range(rounds):
+        running = {name: _Program(command) for name, command in programs.items()}
+        for result in results:
+            pages, cycles, times = result.values()
+            for program in running.values():
+                program.turn(pages, max(1, cycles // 4))  # what the first cycles build up is nobody's turn
+            for _ in range(turns):
+                for name, program in running.items():
+                    times[name].append(program.turn(pages, cycles))
         for program in running.values():
-            program.turn(pages, max(1, cycles // 4))  # what the first cycles build up is nobody's turn
-        for _ in range(turns):
-            for name, program in running.items():
-                times[name].append(program.turn(pages, cycles))
-        results.append({"pages": pages, "cycles": cycles, "nanoseconds": times})
-    for program in running.values():
-        program.end()
-    return {"sizes": results}
+            program.end()
+    return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure programs in turns; prints JSON.")
-    parser.add_argument("--turns", type=int, default=60, help="turns of each program (default: 60)")
+    parser.add_argument("--rounds", type=int, default=8, help="how often the programs are started (default: 8)")
+    parser.add_argument("--turns", type=int, default=10, help="turns of each program in a round (default: 10)")
     parser.add_argument("--size", action="append", required=True, metavar="PAGES:CYCLES")
     parser.add_argument("program", nargs="+", metavar="NAME=COMMAND")
     options = parser.parse_args()
@@ -82,7 +92,7 @@ def main() -> None:
     for size in options.size:
         pages, _, cycles = size.partition(":")
         sizes.append((int(pages), int(cycles)))
-    print(json.dumps(measure(programs, sizes, options.turns)))
+    print(json.dumps({"sizes": measure(programs, sizes, options.rounds, options.turns)}))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ import time
 
 from lab.dom0 import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS, Guest, xl
 
-CYCLES = {1: 25, 16: 15, 128: 6}
-"""Cycles of a turn for each number of pages: 20 to 50 ms. Short turns meet the same weather as their neighbours."""
+CYCLES = {1: 60, 16: 40, 128: 15}
+"""Cycles of a turn for each number of pages: 10 to 40 ms. Short turns meet the same weather as their neighbours."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--turns", type=int, default=60)
-    turns = parser.parse_args().turns
+    parser.add_argument("--rounds", type=int, default=8)
+    rounds = parser.parse_args().rounds
     missing = [name for name in ("share-loop", "map-loop") if not (BIN / name).is_file()]
     if missing:
         sys.exit(f"{' and '.join(missing)} not built: run this with `python3 -m benchmarks.run`")
@@ -30,8 +30,8 @@ def main() -> None:
     files = {"opt/xengrant/benchmarks": PROJECT / "benchmarks"}
     with Guest.create("bench", files=files, timeout=180) as guest:
         programs = ["C=/opt/bin/share-loop 0", "Python=python3 -m benchmarks.share_loop 0"]
-        command = ["python3", *_turns(turns), *programs]
-        found["share"] = json.loads(guest.check(shlex.join(command), timeout=300))
+        command = ["python3", *_turns(rounds), *programs]
+        found["share"] = json.loads(guest.check(shlex.join(command), timeout=900))
         print("share + munmap in the guest: done", flush=True)
 
         refs = _hold(guest, max(CYCLES))
@@ -39,7 +39,7 @@ def main() -> None:
             f"C={BIN}/map-loop {guest.domid} {refs}",
             f"Python={sys.executable} -m benchmarks.map_loop {guest.domid} {refs}",
         ]
-        command = [sys.executable, *_turns(turns), *programs]
+        command = [sys.executable, *_turns(rounds), *programs]
         found["map"] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         print("map + unmap in dom0: done", flush=True)
     (RESULTS / "bench.json").write_text(json.dumps(found, indent=1))
@@ -56,9 +56,9 @@ def _about() -> dict[str, object]:
     }
 
 
-def _turns(turns: int) -> list[str]:
+def _turns(rounds: int) -> list[str]:
     sizes = [f"--size={pages}:{cycles}" for pages, cycles in CYCLES.items()]
-    return ["-m", "benchmarks.turns", f"--turns={turns}", *sizes]
+    return ["-m", "benchmarks.turns", f"--rounds={rounds}", *sizes]
 
 
 def _hold(guest: Guest, pages: int) -> str:
