@@ -118,6 +118,19 @@ def test_held_pages_stay_mapped_until_a_signal(user: Users, machine: Machine, nu
     until(lambda: machine.status()["domains"][2]["maps"] == 0, "domain 2 has unmapped")
 
 
+def test_what_is_held_ends_with_its_machine_or_domain(user: Users, machine: Machine) -> None:
+    sharing = user(1).start("share", "--to", "2")
+    refs = sharing.line()
+    holding = user(2).start("map", "1", refs, "--hold", "--json")
+    holding.line()
+    machine.destroy(1)
+    assert sharing.ended().returncode == 1
+    assert b"xenstore closed the connection; the machine is gone" in sharing.ended().stderr
+    machine.close()
+    assert holding.ended().returncode == 1
+    assert b"xenstore closed the connection; the machine is gone" in holding.ended().stderr
+
+
 def test_json_has_stable_names(user: Users) -> None:
     share = user(1).start("share", "--to", "2", "--pages", "2", "--read-only", "--json")
     refs = [8, 9]

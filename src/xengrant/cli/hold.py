@@ -13,7 +13,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+from xengrant.errors import GrantError, InterfaceUnavailable
+
+if TYPE_CHECKING:
+    from xengrant.domain import Domain
+    from xengrant.xenstore import Watch
 
 __all__ = ["Hold", "terminates"]
 
@@ -46,6 +52,35 @@ class Hold:
     def wait(self, seconds: float | None = None) -> bool:
         """Until a signal came, also one before the call, or `end` was called; False where `seconds` passed first."""
         return bool(select.select([self._reader], [], [], seconds)[0])
+
+    def wait_with(self, domain: Domain) -> None:
+        """`wait`, but no longer than the domain's machine is there: its end is `InterfaceUnavailable`.
+
+        Real Xen's end nobody waits for. Where xenstore cannot be had nobody tells, and this is `wait`.
+        """
+        ended: list[InterfaceUnavailable] = []
+
+        def listen(watch: Watch) -> None:
+            try:
+                for _ in watch:
+                    pass
+            except InterfaceUnavailable as error:
+                ended.append(error)
+                self.end()
+            except GrantError:  # the store was closed below, or tells nonsense
+                pass
+
+        with contextlib.ExitStack() as opened:
+            with contextlib.suppress(GrantError, OSError):
+                store = opened.enter_context(domain.xenstore())
+                watch = store.watch("domid")
+                listener = threading.Thread(target=listen, args=(watch,), daemon=True)
+                listener.start()
+                opened.callback(listener.join)
+                opened.callback(store.close)
+            self.wait()
+        if ended:
+            raise ended[0]
 
     def end(self) -> None:
         """End every `wait`, as a signal does; for another thread that has something to tell."""

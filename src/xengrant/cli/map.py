@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             _report(args, domid, mapped)
             if hold is not None:
                 output.say(f"holding {arguments.pages_text(len(grants))} of domain {domid}; Ctrl-C ends it")
-                hold.wait()
+                hold.wait_with(domain)
         if args.hold and args.json:
             output.emit_json(event="unmapped", domid=domid, refs=[grant.ref for grant in grants])
     return 0

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             if args.advertise is not None:
                 domain.advertise(share, args.advertise)
             _announce(args, own, share)
-            hold.wait()
+            hold.wait_with(domain)
             domain.close()  # the advertisement goes before what it tells of
     if args.json:
         output.emit_json(event="released", refs=list(share.refs))
