@@ -22,6 +22,7 @@ COMMANDS = [
     ["share"],
     ["map"],
     ["ls"],
+    ["metrics"],
     ["machine"],
     ["machine", "status"],
     ["machine", "destroy"],

@@ -124,7 +124,7 @@ def test_nobody_packs_into_shared_memory(file: str) -> None:
 def test_the_library_needs_nothing_but_the_standard_library() -> None:
     import sys
 
-    optional = {"rich"}  # the tool's, where it is installed
+    optional = {"prometheus_client", "rich"}  # the tool's, where they are installed
     for file in FILES:
         for name in _imported(file):
             top = name.split(".")[0]
