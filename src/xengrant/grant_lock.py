@@ -20,12 +20,12 @@ class FinalizerLock:
     `plain` is the lock alone, faster: whoever takes that looks at `late` afterwards. Threads: any.
     """
 
-    __slots__ = ("_calling", "late", "plain")
+    __slots__ = ("_callers", "late", "plain")
 
     def __init__(self) -> None:
         self.plain = threading.Lock()
         self.late: deque[Callable[[], None]] = deque()
-        self._calling = threading.Lock()
+        self._callers: set[int] = set()  # the threads that call what was left
 
     def __enter__(self) -> None:
         self.plain.acquire()
@@ -41,16 +41,20 @@ class FinalizerLock:
         self.call_late()
 
     def call_late(self) -> None:
-        """Call what was left, one by one, unless somebody has the lock, perhaps a caller of ours, or is at it already.
+        """Call what was left, one by one, unless somebody has the lock, perhaps a caller of ours: that one looks again.
 
-        Both look again afterwards, so nothing is left behind.
+        What is left meanwhile by the functions themselves comes after them, not within.
         """
-        while self.late and self.plain.acquire(blocking=False):
+        thread = threading.get_ident()
+        while self.late and thread not in self._callers and self.plain.acquire(blocking=False):
             self.plain.release()  # this thread has it not
-            if not self._calling.acquire(blocking=False):
-                return
+            self._callers.add(thread)
             try:
-                while self.late:
-                    self.late.popleft()()
+                while True:
+                    try:
+                        function = self.late.popleft()
+                    except IndexError:  # others are at it too
+                        break
+                    function()
             finally:
-                self._calling.release()
+                self._callers.discard(thread)
