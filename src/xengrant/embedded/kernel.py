@@ -42,6 +42,7 @@ class Kernel(File):
             return self._free(*abi.unpack_run(call.arg))
         if call.request == abi.TABLE:
             table = self.domain.table
+            abi.unpack_table(call.arg)  # it has room
             call.arg[:] = abi.pack_table(table.version, table.max_frames)
             return Answer()
         if call.request == abi.GET_PORT:
