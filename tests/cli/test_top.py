@@ -185,7 +185,7 @@ def test_grants_are_seen_to_come_and_go(machine: Machine, terminal: Callable[...
     top.shows("domain-1")
     with sharing(machine.url(1), 2, pages=30):
         top.until(lambda lines: granted("domain-1", lines) == "32", "30 grants more")
-        assert "▁█" in " ".join(top.shows("█"))
+        assert "▁▇" in " ".join(top.shows("▇"))
     top.until(lambda lines: granted("domain-1", lines) == "2", "and no more")
 
 

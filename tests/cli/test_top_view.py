@@ -10,7 +10,7 @@ from wcwidth import wcswidth
 
 from xengrant.cli.survey import DomainGrants
 from xengrant.cli.top.keys import press
-from xengrant.cli.top.state import GONE_SECONDS, SORTS, State, View, observed
+from xengrant.cli.top.state import GONE_SECONDS, SORTS, State, View, next_look, observed
 from xengrant.cli.top.text import FANCY, PLAIN, chart, clean, clip, plain, spark
 from xengrant.cli.top.view import fitted, lines
 from xengrant.grant_snapshot import PeerTally
@@ -75,7 +75,7 @@ def test_the_rate_is_grants_per_second_and_the_spark_their_past() -> None:
     assert "-40" in row_of(1, shown(seen(*looks[:3]))).split()
     last = row_of(1, shown(seen(*looks[:3], looks[2])))
     assert "0" in last.split()
-    assert " ▁█▄▄ " in last
+    assert " ▁▇▄▄ " in last
     one_look = row_of(1, shown(seen(looks[1]), 40))
     assert one_look.split() == ["1", "web", "70", "0"], "there is nothing to compare"
 
@@ -250,9 +250,15 @@ def test_the_help_names_every_key_and_scrolls() -> None:
 
 
 def test_sparks_and_charts_have_the_levels_of_their_values() -> None:
-    assert spark([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert spark([0, 1, 2, 3, 4, 5, 6], 7) == "▁▂▃▄▅▆▇"
     assert spark([5, 5], 4) == "  ▁▁"
-    assert spark([0, 9], 2, PLAIN) == "_#"
+    assert spark([0, 9], 2, PLAIN) == "_*"
     assert spark([], 3, FANCY) == "   "
     assert chart([0, 1, 8, 16], 5, 2) == ["    █", "  ▁██"]
     assert chart([0, 0], 3, 1) == ["   "]
+
+
+def test_looks_keep_in_step_and_apart() -> None:
+    assert next_look(10.0, 1.0, 10.1) == 11.0
+    assert next_look(10.0, 1.0, 10.9) == 11.4
+    assert next_look(10.0, 1.0, 99.0) == 99.5, "those that were missed are not made up for"

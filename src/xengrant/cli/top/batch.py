@@ -9,7 +9,7 @@ from typing import Any
 from xengrant.cli import output
 from xengrant.cli.hold import Hold
 from xengrant.cli.top import columns
-from xengrant.cli.top.state import Row, State
+from xengrant.cli.top.state import Row, State, next_look
 from xengrant.cli.top.text import FANCY, PLAIN, plain
 from xengrant.cli.top.view import totals_line
 
@@ -34,7 +34,7 @@ def write(
         written += 1
         if written == iterations:
             return
-        due = max(due + state.delay, time.monotonic())
+        due = next_look(due, state.delay, time.monotonic())
 
 
 def as_text(state: State) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from xengrant.cli.top.keys import press
-from xengrant.cli.top.state import State
+from xengrant.cli.top.state import State, next_look
 from xengrant.cli.top.text import FANCY, Line
 from xengrant.cli.top.view import fitted, lines
 
@@ -111,7 +111,7 @@ def show(state: State, look: Callable[[State], State], ending: int, *, iteration
                 looked = look(state)  # in a pause too, since it lets go of the tables of domains that are gone
                 if not state.paused:
                     state, looks = looked, looks + 1
-                due = max(due + state.delay, time.monotonic())
+                due = next_look(due, state.delay, time.monotonic())
 
 
 class _Events:

@@ -15,7 +15,19 @@ if TYPE_CHECKING:
 
     from xengrant.cli.survey import DomainGrants
 
-__all__ = ["GONE_SECONDS", "HISTORY", "SORTS", "Prompt", "Row", "State", "Totals", "View", "observed", "settled"]
+__all__ = [
+    "GONE_SECONDS",
+    "HISTORY",
+    "SORTS",
+    "Prompt",
+    "Row",
+    "State",
+    "Totals",
+    "View",
+    "next_look",
+    "observed",
+    "settled",
+]
 
 GONE_SECONDS = 4.0  # a domain that is gone is still shown for so long
 HISTORY = 240  # looks that a row remembers
@@ -150,6 +162,11 @@ def observed(state: State, domains: Sequence[DomainGrants], names: Mapping[int, 
         if at == gone_at or at - gone_at < GONE_SECONDS:
             rows.append(replace(row, rate=None, gone_at=gone_at))
     return settled(replace(state, rows=tuple(rows), names=names, at=at, time=time))
+
+
+def next_look(due: float, delay: float, now: float) -> float:
+    """When to look after a look that was due and is over: in step, but never so soon that a rate is chance."""
+    return max(due + delay, now + delay / 2)
 
 
 def settled(state: State) -> State:

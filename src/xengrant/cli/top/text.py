@@ -51,7 +51,7 @@ class Marks(NamedTuple):
     more: str
 
 
-FANCY = Marks("▁▂▃▄▅▆▇█", "━", "╸", "─", "▲", "▼", "…")
+FANCY = Marks("▁▂▃▄▅▆▇█", "━", "╾", "─", "▲", "▼", "…")
 PLAIN = Marks("_.-~=+*#", "#", "=", "-", "^", "v", "~")
 
 
@@ -107,7 +107,7 @@ def count(value: float) -> str:
 def spark(values: Sequence[float], width: int, marks: Marks = FANCY) -> str:
     """The last `width` values as levels between the least and the most of them; what came before them is blank."""
     values = values[-width:] if width > 0 else ()
-    levels = _levels(values, len(marks.levels))
+    levels = _levels(values, len(marks.levels) - 1)  # the highest would touch the line above
     return "".join(marks.levels[level] for level in levels).rjust(max(width, 0))
 
 
