@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen mutants bench wheel clean
+.PHONY: help demo test lint test-xen mutants bench screenshots wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in bo
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
+
+screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
+	$(BIN)/python docs/screenshots.py
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
