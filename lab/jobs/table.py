@@ -25,7 +25,9 @@ SECONDS = 60
 
 def main() -> int:
     results: list[bool] = []
-    with Guest.create("one") as one, Guest.create("two", cmdline_extra="grant_table.version=2") as two:
+    # Linux maps the status frames of a version 2 table in PV guests only: any other stops when it first revokes a
+    # grant (gnttab_end_foreign_access_ref_v2, a NULL grstatus; seen with 6.12).
+    with Guest.create("one") as one, Guest.create("two", kind="pv", cmdline_extra="grant_table.version=2") as two:
         for live in (versions_are_told, ls_shows_what_guests_share, xen_agrees, watch_and_top_see_changes):
             results.append(_passes(live, one, two))
         results.append(_passes(an_open_table_holds_a_zombie, one))
