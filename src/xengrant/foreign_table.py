@@ -80,6 +80,7 @@ class ForeignGrantTable:
         version = self._query_version()
         if version != self.version or frames < self.frames:  # its kernel began anew
             self._unmap()
+            self._ending.clear()
             self._entries = entries_of(version, ())
             self._map_frames(frames)
             self._snapshot = Snapshot(self._entries)

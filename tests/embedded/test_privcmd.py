@@ -15,7 +15,7 @@ from xengrant.grant_entries import EntriesV1, EntryKind, GrantEntry
 from xengrant.memory import Mapping
 
 from .conftest import Open
-from .ioctls import add_map, alloc, dealloc, map_grants, refused, share
+from .ioctls import add_map, alloc, dealloc, eventually, map_grants, refused, share
 
 
 def hypercall(device: Device, command: int, arg: bytearray) -> bytearray:
@@ -222,3 +222,68 @@ def test_a_table_that_dom0_wrote_to_costs_the_guest_references_only(opened: Open
         assert [line for line in machine.kernel_log(1) if f"leaking g.e. {nine:#x}" in line]
     dealloc(gntalloc, index, 2)
     machine.destroy(1)
+
+
+# Version 2
+
+
+def status_of(status: Mapping, ref: int) -> int:
+    return _native.load16(status, ref * grant_table.V2_STATUS_SIZE)
+
+
+def test_a_version_2_table_has_its_marks_in_status_frames(opened: Open, machine: Machine) -> None:
+    machine.create(1, grant_table_version=2)
+    device, gntalloc, gntdev = opened(0, "privcmd"), opened(1, "gntalloc"), opened(2, "gntdev")
+    version = hypercall(device, grant_table.GET_VERSION, grant_table.pack_get_version(1))
+    assert grant_table.get_version_result(version) == 2
+    with (
+        map_table(device, 1, 0, 1, writable=False) as table,
+        map_table(device, 1, 0, 1, writable=False, id_=grant_table.RESOURCE_ID_STATUS) as status,
+    ):
+
+        def flags(ref: int) -> int:
+            return _native.load16(table, ref * grant_table.V2_ENTRY_SIZE)
+
+        assert [(flags(ref), status_of(status, ref)) for ref in (0, 1, 2)] == [(1, 0x18), (1, 0x18), (0, 0)]
+        refs, mine = share(gntalloc, 2)
+        assert (flags(refs[0]), status_of(status, refs[0])) == (1, 0)
+        _, theirs = map_grants(gntdev, [(1, refs[0])], writable=True)
+        assert (flags(refs[0]), status_of(status, refs[0])) == (1, 0x18)
+        mine.close()
+        assert (flags(refs[0]), status_of(status, refs[0])) == (0, 0x18)  # revoked, and still mapped
+        index = add_map(gntdev, [(1, refs[0] + 1)])
+        with refused(errno.EINVAL):
+            gntdev.mmap(PAGE_SIZE, index, writable=False)
+        theirs.close()
+        eventually(lambda: status_of(status, refs[0]) == 0, "the mark goes with the mapping")
+
+
+def test_a_version_2_map_for_reading_marks_reading_only(opened: Open, machine: Machine) -> None:
+    machine.create(1, grant_table_version=2)
+    refs, mine = share(opened(1, "gntalloc"), 2)
+    gntdev = opened(2, "gntdev")
+    with mine, map_table(
+        opened(0, "privcmd"), 1, 0, 1, writable=False, id_=grant_table.RESOURCE_ID_STATUS
+    ) as status:
+        _, reader = map_grants(gntdev, [(1, refs[0])], writable=False)
+        assert status_of(status, refs[0]) == grant_table.GTF_READING
+        _, writer = map_grants(gntdev, [(1, refs[0])], writable=True)
+        assert status_of(status, refs[0]) == 0x18
+        writer.close()
+        assert status_of(status, refs[0]) == grant_table.GTF_READING
+        reader.close()
+        assert status_of(status, refs[0]) == 0
+
+
+def test_mapping_a_status_frame_grows_the_table_as_far_as_it_is_needed(opened: Open, machine: Machine) -> None:
+    machine.create(1, grant_table_version=2, max_grant_frames=20)
+    device, status = opened(0, "privcmd"), grant_table.RESOURCE_ID_STATUS
+    assert resource_size(device, 1, status) == 3
+    assert resource_size(device, 1) == 20
+    map_table(device, 1, 0, 1, writable=False, id_=status).close()
+    assert query_size(device, 1) == (1, 20, 0)
+    map_table(device, 1, 1, 1, writable=False, id_=status).close()
+    assert query_size(device, 1) == (9, 20, 0)
+    for frame, count in ((3, 1), (2, 2), (0, 4)):
+        with refused(errno.EINVAL):
+            map_table(device, 1, frame, count, writable=False, id_=status)
