@@ -35,6 +35,9 @@ class ForeignGrantTable:
 
     `grants()` is a snapshot, taken while the table may change. Opened with `writable=True`, `grant_access` and
     `end_access` write entries as the domain's builder does; which references its kernel uses is for the caller to know.
+    `entries` are the live ones: for references of a table that nobody uses yet make a `GrantTable` over
+    `entries.frames.buffers`.
+
     While it is open it keeps a destroyed domain from going entirely, as any mapping of a domain's memory does: close it
     when `domain.peer(domid).wait_gone()` returns.
 
@@ -49,9 +52,9 @@ class ForeignGrantTable:
         self._ending: set[int] = set()  # revoked in a version 2 table, and mapped when last seen
         try:
             frames, self.max_frames = self._query_size()
-            self._entries = entries_of(self._query_version(), ())
+            self.entries = entries_of(self._query_version(), ())
             self._map_frames(frames)
-            self._snapshot = Snapshot(self._entries)
+            self._snapshot = Snapshot(self.entries)
         except BaseException:
             self.close()
             raise
@@ -59,12 +62,12 @@ class ForeignGrantTable:
     @property
     def version(self) -> int:
         """1 or 2, as the domain's kernel chose."""
-        return self._entries.version
+        return self.entries.version
 
     @property
     def frames(self) -> int:
         """Frames of 4096 bytes that the table has, as of the last look; it can grow to `max_frames`."""
-        return len(self._entries.frames)
+        return len(self.entries.frames)
 
     @property
     def closed(self) -> bool:
@@ -81,12 +84,12 @@ class ForeignGrantTable:
         if version != self.version or frames < self.frames:  # its kernel began anew
             self._unmap()
             self._ending.clear()
-            self._entries = entries_of(version, ())
+            self.entries = entries_of(version, ())
             self._map_frames(frames)
-            self._snapshot = Snapshot(self._entries)
+            self._snapshot = Snapshot(self.entries)
             return True
         self._map_frames(frames)
-        return self._snapshot.refresh(self._entries)
+        return self._snapshot.refresh(self.entries)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -101,7 +104,7 @@ class ForeignGrantTable:
     def read(self, ref: int) -> GrantEntry:
         """One entry as it is now; `InvalidGrant` beyond the table's frames."""
         self._check_open()
-        return self._entries.read(ref)
+        return self.entries.read(ref)
 
     def grant_access(self, ref: int, domid: int, frame: int, *, writable: bool) -> None:
         """Let `domid` map frame number `frame` of this table's domain through `ref`.
@@ -110,7 +113,7 @@ class ForeignGrantTable:
         `InvalidGrant` where the entry is in use, `InterfaceUnavailable` where the table was opened read-only.
         """
         self._check_writable()
-        self._entries.grant(ref, checked_domid(domid), frame, writable=writable)
+        self.entries.grant(ref, checked_domid(domid), frame, writable=writable)
 
     def end_access(self, ref: int) -> None:
         """Revoke. `GrantBusy` while it is mapped: call again. `InvalidGrant` where nothing is granted, or reserved."""
@@ -118,12 +121,12 @@ class ForeignGrantTable:
         if 0 <= ref < abi.NR_RESERVED_ENTRIES:
             raise InvalidGrant(f"reference {ref} is the console's, xenstore's or reserved: the domain needs it")
         if ref in self._ending:
-            if self._entries.in_use(ref):
+            if self.entries.in_use(ref):
                 raise GrantBusy(f"reference {ref} is revoked, and still mapped")
             self._ending.discard(ref)
             return
         try:
-            self._entries.end_access(ref)
+            self.entries.end_access(ref)
         except GrantBusy:
             if self.version == 2:
                 self._ending.add(ref)
@@ -188,10 +191,10 @@ class ForeignGrantTable:
 
     def _map_frames(self, frames: int) -> None:
         """Map up to so many frames, never more: mapping a frame beyond them would make the table grow."""
-        self._map_resource(self._entries.frames, abi.RESOURCE_ID_SHARED, frames)
+        self._map_resource(self.entries.frames, abi.RESOURCE_ID_SHARED, frames)
         if self.version == 2:
             status_frames = -(-frames // abi.V2_FRAMES_PER_STATUS_FRAME)
-            self._map_resource(self._entries.status_frames, abi.RESOURCE_ID_STATUS, status_frames)
+            self._map_resource(self.entries.status_frames, abi.RESOURCE_ID_STATUS, status_frames)
 
     def _map_resource(self, into: Frames, id_: int, frames: int) -> None:
         while (missing := min(frames - len(into), _MOST_FRAMES)) > 0:
