@@ -256,6 +256,7 @@ def test_sparks_and_charts_have_the_levels_of_their_values() -> None:
     assert spark([], 3, FANCY) == "   "
     assert chart([0, 1, 8, 16], 5, 2) == ["    █", "  ▁██"]
     assert chart([0, 0], 3, 1) == ["   "]
+    assert chart([1, 999], 2, 1) == ["▁█"], "one grant is seen beside many"
 
 
 def test_looks_keep_in_step_and_apart() -> None:

@@ -182,8 +182,6 @@ def settled(state: State) -> State:
             selected = visible[cursor].domid if visible else None
         else:
             cursor = at
-    else:
-        cursor = 0
     view, behind = state.view, state.behind
     if selected != state.selected:  # of another domain nobody asked the detail
         view, behind = (View.LIST if was is View.DETAIL else was for was in (view, behind))
