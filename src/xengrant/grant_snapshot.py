@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from xengrant import _native
 from xengrant.abi.grant_table import V1_ENTRY_SIZE, V2_ENTRY_SIZE
-from xengrant.grant_entries import GrantEntry, make_entry
+from xengrant.grant_entries import GrantEntry, make_entries
 from xengrant.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class Snapshot:
 
     def grants(self) -> list[GrantEntry]:
         """The entries in use: granted, or revoked and still mapped."""
-        version = self.version
-        return [make_entry(version, *entry) for entry in zip(*self.arrays(), strict=True)]
+        return make_entries(self.version, *self.arrays())
 
     def tally(self) -> list[PeerTally]:
         """Of each peer how many entries, those with the most first."""
