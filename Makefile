@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen mutants bench screenshots wheel clean
+.PHONY: help demo test lint test-xen test-xen-long mutants bench bench-table screenshots wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,8 +31,14 @@ mutants: $(READY)  ## break the code once for each conformance case and see the 
 test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
 	$(BIN)/python -m lab test
 
+test-xen-long: $(READY)  ## what takes minutes: a peer that maps against a granter that revokes, 1,000,000 rounds
+	XENGRANT_RACE_ROUNDS=1000000 $(BIN)/pytest --durations=0 tests/grant_table/test_races.py
+
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
+
+bench-table: $(READY)  ## references and full grant tables, with no Xen
+	$(BIN)/python -m benchmarks.grant_table
 
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
