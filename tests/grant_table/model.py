@@ -4,28 +4,25 @@ A `Bench` is where it runs: a `GrantTable`, pages that it may grant, and the `Gn
 does one thing at a time on both and fails where they differ. Two drivers choose what to do: `test_model.py` with
 Hypothesis, on embedded machines, and `run_random`, which needs nothing, also on real Xen:
 
-    domain = xengrant.connect()  # dom0; guest N was created paused (xl create -p)
-    with domain.grant_table(of=N, writable=True) as foreign, domain.gnttab() as gnttab:
-        table = GrantTable(its frames, version=foreign.version, status_frames=its status frames)
-        frames = [table.read(ref).frame for ref in (0, 1)]
-        bench = Bench(N, table, pages=frames, marks=[b"", b""], gnttabs={0: gnttab}, stranger=77)
+    with xengrant.connect() as dom0, builders_bench(dom0, domid) as bench:  # a guest that was created paused
         print(run_random(bench, seed=1, steps=2000))
 
 It says what was done how often; AssertionError says what differs, in which step. `pages` are frame numbers of the
 guest: those of its entries 0 and 1 can be granted again through other references. `marks` are the first bytes that
-each page has, looked at through every mapping; `b""` looks at nothing. `stranger` is a domid that is granted to and never maps.
-`destroy` destroys a domain of `mortal`, the granter or a mapper; leave both out where none may die. What the run leaves
-is unmapped, ended and put back, also when it fails; the entries of the references that it uses must be free.
+each page has, looked at through every mapping; `b""` looks at nothing. `stranger` is granted to and never maps.
+`destroy` destroys a domain of `mortal`, the granter or a mapper; leave both out where none may die. What the run
+leaves is unmapped, ended and put back, also when it fails; the entries of the references that it uses must be free.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from xengrant import Gnttab, Grant, GrantBusy, GrantTable, InvalidGrant, MapError
+from xengrant import Domain, Gnttab, Grant, GrantBusy, GrantTable, InvalidGrant, MapError
 from xengrant.gnttab import Mapped
 from xengrant.grant_table import Grantable
 
@@ -293,6 +290,19 @@ class Run:
 
     def _did(self, what: str) -> None:
         self.done[what] += 1
+
+
+@contextlib.contextmanager
+def builders_bench(dom0: Domain, granter: int) -> Iterator[Bench]:
+    """dom0 over the live table of a domain that does not run yet, as its builder; dom0 maps, and nobody dies."""
+    with dom0.grant_table(of=granter, writable=True) as foreign, dom0.gnttab() as gnttab:
+        entries = foreign.entries
+        table = GrantTable(
+            entries.frames.buffers, version=foreign.version, status_frames=entries.status_frames.buffers
+        )
+        frames = [table.read(ref).frame for ref in (0, 1)]
+        pages = [frame for frame in frames if frame is not None]
+        yield Bench(granter, table, pages, [b""] * len(pages), {0: gnttab}, stranger=77)
 
 
 def run_random(bench: Bench, seed: int, steps: int) -> dict[str, int]:

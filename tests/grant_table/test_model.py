@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import xengrant
 from xengrant.embedded import Machine
 
-from .model import Bench, Run, run_random
+from .model import Bench, Run, builders_bench, run_random
 
 PAGES = 3
 numbers = st.integers(0, 1000)
@@ -169,3 +169,14 @@ def test_chance_finds_nothing_that_the_model_does_not_say(embedded: Embedded, se
     assert {"get", "get, too many", "fill", "put", "grant", "end", "end, GrantBusy", "unmap"} <= done.keys()
     assert {"put, InvalidGrant", "map, MapError", "make_readonly, GrantBusy", "map writable"} <= done.keys()
     assert ("destroy a mapper" in done or "destroy the granter" in done) == (seed == 1)
+
+
+@pytest.mark.parametrize("lifetime", ["pv", "hvm"])
+def test_a_builder_over_a_table_that_nobody_uses_yet_does_what_the_model_does(version: int, lifetime: str) -> None:
+    """The same run as on real Xen."""
+    with Machine(lifetime="pv" if lifetime == "pv" else "hvm", grant_table_version=version) as machine:
+        machine.create(3)
+        with xengrant.connect(machine.url(0)) as dom0, builders_bench(dom0, 3) as bench:
+            done = run_random(bench, 1, 1000)
+        assert {"map writable", "map read-only", "map, MapError", "end, GrantBusy", "end", "put"} <= done.keys()
+        assert machine.leaks() == {}
