@@ -163,9 +163,17 @@ class Entries(abc.ABC):
         buffer, at = self._places[number]
         return buffer, at + entry * self.entry_size
 
-    @abc.abstractmethod
     def is_free(self, ref: int) -> bool:
         """Whether the entry grants nothing and nobody maps it."""
+        return self.is_invalid(ref) and not self.in_use(ref)
+
+    @abc.abstractmethod
+    def is_invalid(self, ref: int) -> bool:
+        """Whether the entry grants nothing.
+
+        In version 2 the hypervisor marks the status first and then looks whether the entry is still granted: after
+        `end_access` the status may show for a moment that it is in use, and nobody maps it.
+        """
 
     @abc.abstractmethod
     def in_use(self, ref: int) -> int:
@@ -175,14 +183,15 @@ class Entries(abc.ABC):
     def read(self, ref: int) -> GrantEntry:
         """The entry now."""
 
-    def grant(self, ref: int, domid: int, frame: int, *, writable: bool) -> None:
+    def grant(self, ref: int, domid: int, frame: int, *, writable: bool, ended: bool = False) -> None:
         """Let `domid` map `frame`: domid, frame, write barrier, flags in one store (public/grant_table.h).
 
-        `InvalidGrant` where the entry is not free, `ValueError` for a domid or a frame that cannot be.
+        `InvalidGrant` where the entry is not free, `ValueError` for a domid or a frame that cannot be. `ended`: the
+        caller has ended a grant of this entry, so that nobody maps it, whatever the status says.
         """
         checked_number("domid", domid, 0, _MAX_U16)
         checked_number("frame", frame, 0, self.max_frame)
-        if not self.is_free(ref):
+        if not (self.is_invalid(ref) if ended else self.is_free(ref)):
             raise InvalidGrant(f"reference {ref} is in use already: {self.read(ref)}")
         buffer, at = self.at(ref)
         _native.store16(buffer, at + abi.DOMID, domid)
@@ -236,7 +245,7 @@ class EntriesV1(Entries):
     per_frame = abi.V1_ENTRIES_PER_FRAME
     max_frame = 0xFFFFFFFF
 
-    def is_free(self, ref: int) -> bool:
+    def is_invalid(self, ref: int) -> bool:
         buffer, at = self.at(ref)
         return not _native.load16(buffer, at)
 
@@ -290,9 +299,9 @@ class EntriesV2(Entries):
         buffer, at = places[number]
         return buffer, at + entry * abi.V2_STATUS_SIZE
 
-    def is_free(self, ref: int) -> bool:
+    def is_invalid(self, ref: int) -> bool:
         buffer, at = self.at(ref)
-        return not _native.load16(buffer, at + abi.FLAGS) & ~_IN_USE and not self.in_use(ref)
+        return not _native.load16(buffer, at + abi.FLAGS) & ~_IN_USE
 
     def in_use(self, ref: int) -> int:
         buffer, at = self.status_at(ref)

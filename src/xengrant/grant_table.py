@@ -89,6 +89,7 @@ class GrantTable:
         self._lock = FinalizerLock()
         self._state = bytearray(len(self.entries))
         self._free = list(range(len(self.entries) - 1, abi.NR_RESERVED_ENTRIES - 1, -1))
+        self._ended = bytearray(len(self.entries))  # 1 where a grant of this table's was ended, so that nobody maps it
         self._pages: dict[int, Grantable] = {}  # of the entries that are granted or ending
         self._waiters: dict[_Waiter, None] = {}  # in the order in which they came
 
@@ -177,7 +178,7 @@ class GrantTable:
         try:
             with lock.plain:
                 self._check(ref, _HELD)
-                if not self.entries.is_free(ref):
+                if not (self.entries.is_invalid(ref) if self._ended[ref] else self.entries.is_free(ref)):
                     raise InvalidGrant(f"reference {ref} is used by somebody else: {self.entries.read(ref)}")
                 self._state[ref] = _FREE
                 self._free.append(ref)
@@ -227,7 +228,7 @@ class GrantTable:
         with self._lock:
             self._check(ref, _HELD)
             if isinstance(page, int):
-                self.entries.grant(ref, domid, page, writable=writable)
+                self.entries.grant(ref, domid, page, writable=writable, ended=bool(self._ended[ref]))
             else:
                 self._grant_page(ref, domid, page, writable=writable)
             self._state[ref] = _GRANTED
@@ -349,6 +350,7 @@ class GrantTable:
                 self.entries.frames.add(new.frame)
         finally:
             self._state.extend(bytes(len(self.entries) - first))
+            self._ended.extend(bytes(len(self.entries) - first))
             self._free.extend(range(len(self.entries) - 1, first - 1, -1))
 
     def _check(self, ref: int, state: int, or_state: int = _FREE) -> None:
@@ -364,7 +366,7 @@ class GrantTable:
     def _grant_page(self, ref: int, domid: int, page: Grantable, *, writable: bool) -> None:
         page.hold()
         try:
-            self.entries.grant(ref, domid, page.frame, writable=writable)
+            self.entries.grant(ref, domid, page.frame, writable=writable, ended=bool(self._ended[ref]))
         except BaseException:
             page.drop()
             raise
@@ -383,6 +385,7 @@ class GrantTable:
 
     def _end(self, ref: int) -> None:
         self._state[ref] = _HELD
+        self._ended[ref] = 1
         page = self._pages.pop(ref, None)
         if page is not None:
             page.drop()

@@ -108,6 +108,21 @@ def test_an_entry_that_is_still_mapped_is_not_granted(memory: TableMemory, table
         table.grant_access(ref, 3, 4, writable=False)
 
 
+def test_a_peer_that_comes_too_late_is_in_nobodys_way(memory: TableMemory, table: GrantTable, ref: int) -> None:
+    """In version 2 the hypervisor marks the status before it sees that the entry was revoked, and takes it back."""
+    late = memory.pin if memory.version == 2 else lambda ref, marks: None
+    table.grant_access(ref, 3, 4, writable=True)
+    table.end_access(ref)
+    late(ref, READING)
+    table.grant_access(ref, 5, FakePage(6), writable=True)
+    assert table.read(ref).domid == 5
+    memory.unpin(ref)
+    table.end_access(ref)
+    late(ref, READING)
+    table.put(ref)
+    assert table.num_held == 0
+
+
 def test_only_what_is_granted_is_ended(table: GrantTable, ref: int) -> None:
     with pytest.raises(InvalidGrant, match="is not granted"):
         table.end_access(ref)
