@@ -182,6 +182,8 @@ class XenStore(Connection, _Nodes):
             with self._reader.lock:
                 self._codec.abandon(outgoing.request)
             raise
+        finally:
+            self._send_rest()
         return request.result()
 
     def _send(self, request: core.Request, deadline: float | None) -> Outgoing:
@@ -256,8 +258,14 @@ class XenStore(Connection, _Nodes):
             return
         with self._reader.lock:
             self._codec.undo_with(request)
-        with contextlib.suppress(InterfaceClosed, InterfaceUnavailable, ProtocolError, TimeoutError):  # the next says
-            self._alone(self._undo, 0)
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        """Send what is to undo things and had to wait for an answer: whoever gets one comes by here."""
+        if not self.closed and (self._unsent or self._codec.has_undoing):
+            # What is wrong the next request will say.
+            with contextlib.suppress(InterfaceClosed, InterfaceUnavailable, ProtocolError, TimeoutError):
+                self._alone(self._undo, 0)
 
     def _undo(self) -> None:
         with self._reader.lock:

@@ -12,7 +12,6 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from xengrant import xenstore_core as core
-from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, XenStoreError
 
 if TYPE_CHECKING:
@@ -21,11 +20,6 @@ if TYPE_CHECKING:
 # Errors of write() that mean the connection; any other is the answer to one request (Linux' xenbus device refuses a
 # watch that way).
 _BROKEN = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ENODEV, errno.EBADF)
-
-# Linux handles these inside write(), and holds there the lock that it needs to take in the answer to any other request
-# of the same file: sent while one is under way, they stop the kernel's xenstore for good (drivers/xen/xenbus/
-# xenbus_dev_frontend.c, xenbus_write_watch and xenbus_dev_queue_reply under msgbuffer_mutex).
-_ALONE = (Operation.WATCH, Operation.UNWATCH)
 
 ATTEMPTS = 24  # of run_transaction; about 1 s of waiting
 
@@ -93,9 +87,14 @@ class Connection:
         return outgoing
 
     def _next_may_go(self) -> bool:
-        """Whether the first of `_unsent` can be written before what was sent already is answered."""
-        first = self._unsent[0]
-        if first.begun or first.request.operation not in _ALONE:
+        """Whether all that was sent is answered, so that the first of `_unsent` can be written.
+
+        Linux keeps a file's request where the next write() goes, and sends it later: a second one under way overwrites
+        the first one's path or value (drivers/xen/xenbus/xenbus_xs.c, xenbus_dev_request_and_reply, whose vec points
+        into the file's buffer), which xenstored of Xen 4.17 does not survive. And a WATCH or UNWATCH, which it handles
+        inside write(), under the lock that it needs to take in any other answer, stops its xenstore for good.
+        """
+        if self._unsent[0].begun:
             return True
         return self._codec.unanswered == sum(not outgoing.begun for outgoing in self._unsent)
 

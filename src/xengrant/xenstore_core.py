@@ -148,6 +148,11 @@ class Codec:
         request.abandoned = True
         self._undoing.append(request)
 
+    @property
+    def has_undoing(self) -> bool:
+        """Whether something is to be sent to undo things."""
+        return bool(self._undoing)
+
     def take_undoing(self) -> list[Request]:
         """What is to be sent to undo things."""
         undoing, self._undoing = self._undoing, []

@@ -77,11 +77,13 @@ class NarrowDevice(SocketDevice):
 class LinuxDevice(SocketDevice):
     """The habits of /dev/xen/xenbus (drivers/xen/xenbus/xenbus_dev_frontend.c).
 
-    A message comes in one write; a watch's reply has no request id, its refusal is write()'s own errno, and the ids of
-    an event are whatever was on the kernel's stack.
+    A message comes in one write, and none may come while another is under way: it would overwrite that one's body. A
+    watch's reply has no request id, its refusal is write()'s own errno, and the ids of an event are whatever was on the
+    kernel's stack.
     """
 
     refuse = 0
+    under_way = 0
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -91,8 +93,10 @@ class LinuxDevice(SocketDevice):
         operation, _, _, length = struct.unpack("<4I", data[:16])
         assert len(data) == 16 + length, "the message came in parts"
         assert len(data) <= 4096
+        assert not self.under_way, f"operation {operation} while {self.under_way} others are under way"
         if self.refuse and operation == Operation.WATCH:
             raise OSError(self.refuse, os.strerror(self.refuse))
+        self.under_way += 1
         return super().write(data)
 
     def read(self, size: int) -> bytes:
@@ -103,6 +107,7 @@ class LinuxDevice(SocketDevice):
                 message = message._replace(request_id=0)
             elif message.operation == Operation.WATCH_EVENT:
                 message = message._replace(request_id=0xDEAD, transaction_id=0xBEEF)
+            self.under_way -= message.operation != Operation.WATCH_EVENT
             out += xs_wire.pack_message(*message)
         if not out:
             raise BlockingIOError

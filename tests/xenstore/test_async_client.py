@@ -322,6 +322,7 @@ def test_the_kernels_device(server: StoreServer) -> None:
     async def test(store: AsyncXenStore) -> None:
         async with await store.watch("data") as watch:
             assert await watch.wait() == "data"
+        await asyncio.gather(store.watch("data"), *(store.write(f"data/{i}", "1") for i in range(5)))
         device.refuse = errno.E2BIG
         with pytest.raises(XenStoreError, match="no watch on data"):
             await store.watch("data")
