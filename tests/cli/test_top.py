@@ -30,9 +30,15 @@ from .shell import DEADLINE, TOOL, User, one_line, sharing
 Users = Callable[[int], User]
 
 # All but stderr, which is told apart.
-_TAKE_THE_TERMINAL = (
-    "import os, sys; e = os.dup(2); os.login_tty(0); os.dup2(e, 2); os.execv(sys.argv[1], sys.argv[1:])"
-)
+_TAKE_THE_TERMINAL = """
+import os, signal, sys
+error = os.dup(2)
+os.login_tty(0)
+os.dup2(error, 2)
+if "NOHUP" in os.environ:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class Terminal:
@@ -185,7 +191,7 @@ def test_grants_are_seen_to_come_and_go(machine: Machine, terminal: Callable[...
     top.shows("domain-1")
     with sharing(machine.url(1), 2, pages=30):
         top.until(lambda lines: granted("domain-1", lines) == "32", "30 grants more")
-        assert "▁▇" in " ".join(top.shows("▇"))
+        assert "▁" in next(line for line in top.shows("▇") if "▇" in line)
     top.until(lambda lines: granted("domain-1", lines) == "2", "and no more")
 
 
@@ -268,8 +274,9 @@ def test_signals_end_it_and_leave_the_terminal_clean(terminal: Callable[..., Ter
     assert top.ended() == (0, "")
 
 
-def test_it_ends_with_its_terminal(terminal: Callable[..., Terminal]) -> None:
-    top = terminal()
+@pytest.mark.parametrize("env", [{}, {"NOHUP": "1"}], ids=["", "nohup"])
+def test_it_ends_with_its_terminal(terminal: Callable[..., Terminal], env: dict[str, str]) -> None:
+    top = terminal(**env)
     top.shows("domain-3")
     assert top.hang_up() == 0
 
@@ -334,7 +341,9 @@ def test_batch_writes_a_table_for_each_look(user: Users, machine: Machine) -> No
     assert second.splitlines()[2].split()[7] == "0"
     assert rows[2].split()[1] == "日本語\\x1b[2J"
     assert "\x1b" not in first
-    assert user(0).run("top", "-b", "-i", "1", PYTHONIOENCODING="ascii").stdout.isascii()
+    plain = user(0).run("top", "-b", "-i", "1", PYTHONIOENCODING="ascii")
+    assert plain.returncode == 0, plain
+    assert "\\u65e5" in plain.stdout.decode("ascii")
 
 
 def test_json_is_an_object_for_each_look_and_sees_grants_come_and_go(user: Users, machine: Machine) -> None:
@@ -368,10 +377,13 @@ def test_json_is_an_object_for_each_look_and_sees_grants_come_and_go(user: Users
         "problem": "",
     }
 
+    looks = [first]
+
     def look(wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         deadline = time.monotonic() + DEADLINE
         while not wanted(look := json.loads(top.line())):
             assert time.monotonic() < deadline, look
+            looks.append(look)
         assert isinstance(look, dict)
         return look
 
@@ -380,7 +392,8 @@ def test_json_is_an_object_for_each_look_and_sees_grants_come_and_go(user: Users
 
     with sharing(machine.url(1), 2, pages=20):
         came = look(lambda look: domain(look, 1)["granted"] == 22)
-    assert domain(came, 1)["rate"] == pytest.approx(20 / came["seconds"], rel=0.01)
+    more = 22 - domain(looks[-1], 1)["granted"]  # a look may have come while they were granted
+    assert domain(came, 1)["rate"] == pytest.approx(more / came["seconds"], rel=0.05)
     assert look(lambda look: domain(look, 1)["granted"] == 2)["gone"] == []
     machine.destroy(2)
     assert look(lambda look: look["gone"])["gone"] == [2]
