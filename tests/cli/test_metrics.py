@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import stat
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -193,17 +194,28 @@ def test_a_file_is_written_again_until_a_signal(user: Users, machine: Machine, t
     assert os.listdir(tmp_path) == [file.name]
 
 
-def test_a_reader_never_sees_half_a_file_though_the_writer_is_killed(user: Users, tmp_path: Path) -> None:
-    file = tmp_path / "xengrant.prom"
-    whole = user(0).run("metrics").stdout
+WRITER = """
+import sys
+from xengrant.cli.metrics import replace_file
+while True:
+    for letter in b"ab":
+        replace_file(sys.argv[1], bytes([letter]) * (1 << 20))
+        print(letter, flush=True)
+"""
+
+
+def test_a_reader_never_sees_half_a_file_though_the_writer_is_killed(tmp_path: Path) -> None:
+    file = tmp_path / "x"
     for _ in range(3):
-        running = user(0).start("metrics", "--output", str(file), "--interval", "0.0001", "--json")
-        for _ in range(30):
-            running.line()
-            assert file.read_bytes() == whole
-        running.signal(signal.SIGKILL)
-        running.ended()
-        assert file.read_bytes() == whole
+        with Running((sys.executable, "-c", WRITER, str(file)), dict(os.environ), None) as writer:
+            writer.line()
+            for _ in range(20):
+                content = file.read_bytes()
+                assert len(content) == 1 << 20
+                assert content in (b"a" * len(content), b"b" * len(content))
+            writer.signal(signal.SIGKILL)
+            writer.ended()
+        assert file.stat().st_size == 1 << 20
 
 
 def test_the_new_content_is_on_the_disk_before_it_takes_the_name(

@@ -26,7 +26,7 @@ __all__ = ["serving"]
 
 _ADDRESS = "127.0.0.1"
 # Of a client that says nothing, or takes nothing.
-_SECONDS = 10
+_SECONDS = 60
 
 
 @contextlib.contextmanager
