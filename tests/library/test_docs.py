@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | 
 
 SAYS = [
     "version 1, 1 of at most 64 frames\n0 0 read-write mapped\n1 0 read-write mapped\n8 2 read-only \n",
-    f"{bytes(16)}\n",
+    f"{bytes(16)!r}\n",
     "domain 2 may map reference 8 of domain 5\n",
 ]
 

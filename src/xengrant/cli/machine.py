@@ -38,11 +38,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=1024,
         help="pages that a domain may share, xen_gntalloc's limit (default 1024)",
     )
+    parser.add_argument(
+        "--grant-table-version",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="of the domains' grant tables, Linux's grant_table.version (default 1)",
+    )
     parser.epilog = arguments.examples(
         """
         xengrant machine                         in the default directory
         xengrant machine --dir /tmp/mine --lifetime hvm
         XENGRANT_URL='embedded:/tmp/mine?domid=1' xengrant share --to 2
+        XENGRANT_URL='embedded:/tmp/mine?domid=0' xengrant ls 1
         xengrant machine status --dir /tmp/mine
         xengrant machine destroy 3 --dir /tmp/mine
         """
@@ -110,7 +118,12 @@ def _default_directory() -> str:
 def _run_machine(args: argparse.Namespace) -> int:
     with Hold() as hold:
         _raise_descriptor_limit()
-        with Machine(args.dir, lifetime=args.lifetime, gntalloc_limit=args.gntalloc_limit) as machine:
+        with Machine(
+            args.dir,
+            lifetime=args.lifetime,
+            gntalloc_limit=args.gntalloc_limit,
+            grant_table_version=args.grant_table_version,
+        ) as machine:
             _announce(args, machine)
             hold.wait()
         if args.json:

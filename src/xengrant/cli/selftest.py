@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="who runs on the embedded machine: dom0 and a guest, two guests, or two programs that are kernels",
     )
     parser.add_argument(
-        "--version", type=int, choices=(1, 2), default=1, dest="table", help="of the embedded machine's grant tables"
+        "--grant-table-version", type=int, choices=(1, 2), default=1, help="of the embedded machine (default 1)"
     )
     parser.add_argument("--seconds", type=arguments.seconds, help="how long a case may take, instead of its own time")
     parser.add_argument(
@@ -191,10 +191,10 @@ def _serve(args: argparse.Namespace) -> int:
 def _run_embedded(args: argparse.Namespace, cases: list[Case], results: _Results) -> None:
     for kind in _KINDS[args.lifetime]:
         if args.pair == "kernels":
-            with KernelSuite(kind, version=args.table, seconds=args.seconds) as kernels:
+            with KernelSuite(kind, version=args.grant_table_version, seconds=args.seconds) as kernels:
                 kernels.run_all(cases, results.add)
             continue
-        with EmbeddedSuite(kind, args.pair, version=args.table, seconds=args.seconds) as suite:
+        with EmbeddedSuite(kind, args.pair, version=args.grant_table_version, seconds=args.seconds) as suite:
             suite.runner.run_all(cases, results.add)
 
 
