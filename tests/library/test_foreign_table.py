@@ -111,16 +111,20 @@ def test_a_table_that_grows_is_followed_and_never_made_to_grow(
         assert table.frames == machine.status()["domains"][3]["frames"] == 3
 
 
-def test_a_domain_that_is_destroyed_is_gone_while_its_table_is_open(
-    dom0: Domain, guest: Domain, machine: Machine
-) -> None:
-    with dom0.grant_table(of=3) as table:
+def test_an_open_table_keeps_a_destroyed_domain_from_going(dom0: Domain, guest: Domain, machine: Machine) -> None:
+    with dom0.grant_table(of=3) as table, dom0.grant_table(of=3) as another:
         machine.destroy(3)
-        for call in (table.refresh, table.grants):
-            with pytest.raises(PeerClosed, match="no domain 3, or no more"):
-                call()
-        assert [entry.ref for entry in table.snapshot.grants()] == [0, 1]  # as of the last look
-    table.close()
+        assert [entry.ref for entry in table.grants()] == [0, 1]
+        assert machine.status()["domains"][3]["state"] == "dying"
+        with pytest.raises(ValueError, match="dying"):
+            machine.create(3)
+        table.close()
+        assert another.read(0).domid == 0
+    assert 3 not in machine.status()["domains"]
+    with pytest.raises(PeerClosed, match="no domain 3, or no more"):
+        dom0.grant_table(of=3)
+    machine.create(3)
+    dom0.grant_table(of=3).close()
 
 
 def test_a_builder_grants_and_revokes(dom0: Domain, guest: Domain, mapper: Domain, machine: Machine) -> None:

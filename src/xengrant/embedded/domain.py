@@ -159,7 +159,7 @@ def _pages_of(memory: Memory | None) -> list[memoryview]:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Domain:
-    """One domain. `dying` is one that was destroyed while others still map its pages."""
+    """One domain. `dying` is one that was destroyed while others still map its pages or its table."""
 
     domid: int
     name: str
@@ -167,6 +167,7 @@ class Domain:
     table: Table
     linux: Linux = field(init=False)
     active: dict[int, Active] = field(default_factory=dict)
+    table_maps: int = 0  # maps of its grant table, by dom0
     maptrack: int = 0  # mappings that this domain has of others' pages
     pages: set[Page] = field(default_factory=set)
     ports: dict[int, Port] = field(default_factory=dict)

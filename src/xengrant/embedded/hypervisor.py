@@ -126,6 +126,14 @@ class Hypervisor:
         self.grants.unmap(handle)
         self._bury(handle.granter)
 
+    def hold_table(self, domain: Domain) -> None:
+        """Its frames are mapped by somebody: a destroyed domain stays until they are not."""
+        domain.table_maps += 1
+
+    def drop_table(self, domain: Domain) -> None:
+        domain.table_maps -= 1
+        self._bury(domain)
+
     def destroy(self, domid: int) -> None:
         """`xl destroy`: the domain stops where it is. No byte is cleared and no event sent; what others map stays."""
         domain = self.domains.get(domid)
@@ -200,7 +208,7 @@ class Hypervisor:
         self._bury(domain)
 
     def _bury(self, domain: Domain) -> None:
-        if domain.dying and not domain.active and self.domains.get(domain.domid) is domain:
+        if domain.dying and not domain.active and not domain.table_maps and self.domains.get(domain.domid) is domain:
             del self.domains[domain.domid]
             domain.table.close()
 

@@ -16,19 +16,30 @@ from xengrant.devices.wire import Argument, Direction, Ioctl, Part
 from xengrant.embedded.files import Answer, File, Vma, fault
 
 if TYPE_CHECKING:
-    from xengrant.embedded.domain import Table
+    from xengrant.embedded.domain import Domain, Table
+    from xengrant.embedded.hypervisor import Hypervisor
     from xengrant.embedded.memory import Memory
 
 
 class _Vma(Vma):
     """An address range for resources; what it shows is the process's own memory until an ioctl replaces it."""
 
-    def __init__(self, length: int, *, writable: bool) -> None:
+    def __init__(self, hypervisor: Hypervisor, length: int, *, writable: bool) -> None:
         self.length = length
         self.writable = writable
+        self._hypervisor = hypervisor
+        self._shown: Domain | None = None
+
+    def show(self, domain: Domain) -> None:
+        """Its table is mapped here from now on, instead of whatever was."""
+        self._hypervisor.hold_table(domain)
+        self.close()
+        self._shown = domain
 
     def close(self) -> None:
-        pass
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            self._hypervisor.drop_table(shown)
 
 
 class Privcmd(File):
@@ -44,7 +55,7 @@ class Privcmd(File):
         raise OSError(errno.ENOTTY, "privcmd has no such ioctl")
 
     def mmap(self, length: int, offset: int, *, writable: bool) -> tuple[Vma, Answer]:
-        return _Vma(length, writable=writable), Answer()
+        return _Vma(self.hypervisor, length, writable=writable), Answer()
 
     def on_release(self) -> None:
         pass
@@ -98,7 +109,10 @@ class Privcmd(File):
             needed = (needed - 1) * table_abi.V2_FRAMES_PER_STATUS_FRAME + 1
         if not domain.table.grow_to(needed):
             raise fault(errno.EINVAL, f"frames {frame} to {frame + count - 1}, beyond the table's maximum")
-        return _frames(memory, frame, count, self._range(address))
+        vma = self._range(address)
+        answer = _frames(memory, frame, count, vma)
+        vma.show(domain)
+        return answer
 
     def _range(self, address: Argument) -> _Vma:
         vma = self.vmas.get(wire.unpack_cookie(address.data))
