@@ -1,7 +1,13 @@
-"""A table's memory for the tests, in either version, and what a hypervisor does to it."""
+"""A table's memory for the tests, in either version, what a hypervisor does to it, and a clock."""
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from xengrant import grant_table
 from xengrant._native import load16, store16
 from xengrant.abi import grant_table as abi
 from xengrant.abi.xen import PAGE_SIZE
@@ -89,3 +95,28 @@ class FakePage:
 
     def drop(self) -> None:
         self.held -= 1
+
+
+class Clock:
+    """Time that passes only while somebody sleeps. `unmaps_at` is when the peer unmaps."""
+
+    def __init__(self, memory: TableMemory, ref: int, unmaps_at: float = float("inf")) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+        self._memory, self._ref = memory, ref
+        self._unmaps_at = self.now + unmaps_at
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+        assert len(self.pauses) < 1000, "it never gives up"
+        if self.now >= self._unmaps_at:
+            self._memory.unpin(self._ref)
+
+    def rule(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        monkeypatch.setattr(grant_table, "time", SimpleNamespace(monotonic=self.monotonic))
+        monkeypatch.setattr(asyncio, "sleep", self.sleep)
+        return self

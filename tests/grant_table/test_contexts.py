@@ -11,7 +11,7 @@ import pytest
 
 from xengrant import GrantBusy, GrantTable, InvalidGrant
 
-from .memory import READING, FakePage, TableMemory
+from .memory import READING, Clock, FakePage, TableMemory
 
 LONG = 30.0  # seconds; no test comes near it
 
@@ -307,6 +307,34 @@ def test_a_grant_can_be_entered_again(memory: TableMemory, table: GrantTable, re
         with grant:
             assert granted(memory, refs) == refs[:1]
         assert granted(memory, refs) == []
+
+
+def test_a_grant_that_ended_busy_can_be_entered_again(
+    memory: TableMemory, table: GrantTable, refs: list[int]
+) -> None:
+    grant = table.grant(refs[0], 3, 7, writable=True)
+    with pytest.raises(GrantBusy), grant:
+        memory.pin(refs[0], READING)
+    memory.unpin(refs[0])
+    table.end_access(refs[0])
+    with grant:
+        assert granted(memory, refs) == refs[:1]
+    assert granted(memory, refs) == []
+
+
+def test_the_deadline_is_one_for_all(
+    memory: TableMemory, table: GrantTable, refs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(memory, refs[0]).rule(monkeypatch)
+
+    async def main() -> None:
+        with pytest.raises(GrantBusy):  # noqa: PT012
+            async with table.grants(refs, 3, [1, 2, 3, 4], writable=True, timeout=0.5):
+                for ref in refs:
+                    memory.pin(ref, READING)
+
+    asyncio.run(main())
+    assert sum(clock.pauses) == pytest.approx(0.5)
 
 
 def test_memory_that_is_gone_does_not_mask_the_bodys_error(table: GrantTable, refs: list[int]) -> None:

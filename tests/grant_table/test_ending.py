@@ -3,38 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
-from xengrant import GrantBusy, GrantTable, InvalidGrant, grant_table
+from xengrant import GrantBusy, GrantTable, InvalidGrant
 
-from .memory import READING, FakePage, TableMemory
-
-
-class Clock:
-    """Time that passes only while somebody sleeps. `unmaps_at` is when the peer unmaps."""
-
-    def __init__(self, memory: TableMemory, ref: int, unmaps_at: float = float("inf")) -> None:
-        self.now = 1000.0
-        self.pauses: list[float] = []
-        self._memory, self._ref = memory, ref
-        self._unmaps_at = self.now + unmaps_at
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
-        assert len(self.pauses) < 1000, "it never gives up"
-        if self.now >= self._unmaps_at:
-            self._memory.unpin(self._ref)
-
-    def rule(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        monkeypatch.setattr(grant_table, "time", SimpleNamespace(monotonic=self.monotonic))
-        monkeypatch.setattr(asyncio, "sleep", self.sleep)
-        return self
+from .memory import READING, Clock, FakePage, TableMemory
 
 
 @pytest.fixture

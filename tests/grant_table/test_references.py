@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable
 
@@ -147,6 +148,7 @@ def test_a_reserved_reference_is_refused(table: GrantTable, ref: int) -> None:
 
 @pytest.mark.parametrize("ref", [-1, 512, 1 << 40])
 def test_a_reference_beyond_the_table_is_refused(table: GrantTable, ref: int) -> None:
+    table.get_n_nowait(table.num_free_grants)
     for call in calls(table, ref):
         with pytest.raises(InvalidGrant, match=f"{ref} is beyond the table's"):
             call()
@@ -212,21 +214,26 @@ def test_a_reference_whose_entry_somebody_else_uses_is_not_put_back(memory: Tabl
 def test_two_threads_never_get_the_same_reference(version: int) -> None:
     table = TableMemory(version, maximum=4).table()
     held: list[set[int]] = [set() for _ in range(4)]
+    interval = sys.getswitchinterval()
 
     def work(mine: set[int], seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(1000):
             if mine and rng.random() < 0.45:
                 table.put(mine.pop())
-            else:
-                mine.update(table.get_n_nowait(rng.randrange(1, 4)))
+            elif (ref := table.get_nowait()) is not None:
+                mine.update((ref, *table.get_n_nowait(rng.randrange(1, 4))))
 
     threads = [threading.Thread(target=work, args=(mine, seed)) for seed, mine in enumerate(held)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LONG)
-        assert not thread.is_alive(), "get and put did not end"
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG)
+            assert not thread.is_alive(), "get and put did not end"
+    finally:
+        sys.setswitchinterval(interval)
     everything = [ref for mine in held for ref in mine]
     assert len(everything) == len(set(everything)) == table.num_held
 

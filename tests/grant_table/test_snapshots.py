@@ -109,10 +109,12 @@ def test_a_table_is_iterated_at_one_moment(memory: TableMemory, table: GrantTabl
     refs = table.get_n_nowait(4)
     for ref in refs:
         table.grant_access(ref, 1, 2, writable=True)
-    found = []
+    found: list[int] = []
     for entry in table:
+        if not found:
+            for ref in refs:
+                table.end_access(ref)
         found.append(entry.ref)
-        table.end_access(entry.ref)
     assert found == refs
     assert list(table) == []
 

@@ -341,6 +341,26 @@ def test_a_loop_that_was_closed_keeps_no_reference(table: GrantTable) -> None:
         assert table.num_free_grants == 1
 
 
+def test_a_loop_that_is_closed_in_the_moment_it_is_served_keeps_no_reference(table: GrantTable) -> None:
+    held = emptied(table)
+
+    def closed(*args: object) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    async def main() -> None:
+        first, second = asyncio.create_task(table.get()), asyncio.create_task(table.get())
+        await steps()
+        loop = asyncio.get_running_loop()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "call_soon_threadsafe", closed)
+            table.put(held.pop())
+        assert table.num_free_grants == 1
+        for task in (first, second):
+            task.cancel()
+
+    run(main())
+
+
 def test_a_loop_that_was_closed_after_it_was_served_gives_back_when_it_is_collected(table: GrantTable) -> None:
     held = emptied(table)
     loop = asyncio.new_event_loop()
