@@ -181,13 +181,17 @@ def _guest(work: Path, made: Path) -> None:
         open(made / "guest.cpio", "wb") as out,
         CpioWriter(out) as image,
     ):
-        image.tar(dom0, lambda name: name if re.match(r"usr/lib/python3", name) and not _UNWANTED.match(name) else None)
+        image.tar(dom0, _standard_library)
         image.tar(debian, _below_usr)
         image.tree("usr/lib/modules", work / "modules" / "lib" / "modules")
         for link in ("bin", "sbin", "lib", "lib64"):
             image.directory(f"usr/{link}")
             image.symlink(link, f"usr/{link}")
         image.device("dev/console", 0o600, 5, 1)
+
+
+def _standard_library(name: str) -> str | None:
+    return name if re.match(r"usr/lib/python3\.", name) and not _UNWANTED.match(name) else None
 
 
 def _below_usr(name: str) -> str | None:

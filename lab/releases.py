@@ -25,7 +25,8 @@ class Release:
 
     @property
     def dom0_packages(self) -> tuple[str, ...]:
-        return ("python3", "kmod", f"xen-utils-{self.xen}", "xenstore-utils", "procps", "iproute2", *self._libraries)
+        tools = ("kmod", f"xen-utils-{self.xen}", "xenstore-utils", "procps", "iproute2")
+        return ("python3", "python3-hypothesis", *tools, *self._libraries)
 
     @property
     def guest_packages(self) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import xengrant
 from lab.dom0 import Command, Guest, GuestError, xl, xl_list
-from tests.grant_table.model import Bench, run_random
-from xengrant import EntryKind, Grant, GrantBusy, GrantRef, GrantTable, MapError
+from tests.grant_table.model import builders_bench, run_random
+from tests.grant_table.state_machine import run_machine
+from xengrant import EntryKind, Grant, GrantBusy, GrantRef, MapError
 
 SECONDS = 60
 
@@ -176,17 +177,11 @@ def a_builder_grants_the_console_again(built: Guest) -> None:
 
 def a_table_agrees_with_the_model(built: Guest) -> None:
     """A `GrantTable` over the live table of a guest that has not run: what maps is what a plain model says."""
-    with (
-        xengrant.connect() as domain,
-        domain.grant_table(of=built.domid, writable=True) as foreign,
-        domain.gnttab() as gnttab,
-    ):
-        frames, status = foreign.entries.frames.buffers, foreign.entries.status_frames.buffers
-        table = GrantTable(frames, version=foreign.version, status_frames=status)
-        pages = [frame for ref in GrantRef if (frame := table.read(ref).frame) is not None]
-        bench = Bench(built.domid, table, pages=pages, marks=[b"", b""], gnttabs={0: gnttab}, stranger=77)
-        done = run_random(bench, seed=int(time.time()), steps=1000)
-        print(f"what the model and the table did alike: {dict(done)}", flush=True)
+    with xengrant.connect() as domain:
+        run_machine(lambda: builders_bench(domain, built.domid), examples=8, steps=40)
+        with builders_bench(domain, built.domid) as bench:
+            done = run_random(bench, seed=int(time.time()), steps=1000)
+    print(f"what the model and the table did alike: {done}", flush=True)
 
 
 # What guests and the tool do

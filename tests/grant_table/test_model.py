@@ -7,17 +7,14 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 import xengrant
 from xengrant.embedded import Machine
 
-from .model import Bench, Run, builders_bench, run_random
+from .model import Bench, builders_bench, run_random
+from .state_machine import run_machine
 
 PAGES = 3
-numbers = st.integers(0, 1000)
 
 
 class Embedded:
@@ -60,106 +57,8 @@ def embedded(request: pytest.FixtureRequest, version: int) -> Iterator[Embedded]
         assert machine.leaks() == {}
 
 
-class TableMachine(RuleBasedStateMachine):
-    """What may be done in any order. `embedded` is set by the test."""
-
-    embedded: Embedded
-
-    @initialize()
-    def begin(self) -> None:
-        self.stack = contextlib.ExitStack()
-        self.bench = self.stack.enter_context(self.embedded.bench())
-        self.run = Run(self.bench)
-        self.stack.callback(self.run.finish)
-
-    def teardown(self) -> None:
-        if hasattr(self, "stack"):
-            self.stack.close()
-
-    @invariant()
-    def agrees(self) -> None:
-        if hasattr(self, "run"):
-            self.run.check()
-
-    def domid(self, number: int) -> int:
-        return list(self.bench.gnttabs)[number % 2]
-
-    @property
-    def is_over(self) -> bool:
-        return self.bench.granter in self.run.dead
-
-    @rule(count=st.sampled_from([1, 2, 3, 700]))
-    def get(self, count: int) -> None:
-        if not self.is_over:
-            self.run.get(count)
-
-    @rule(number=numbers)
-    def put(self, number: int) -> None:
-        if not self.is_over:
-            self.run.put(self.run.ref(number))
-
-    @rule(number=numbers, domid=st.integers(0, 5), page=st.integers(0, PAGES - 1), writable=st.booleans())
-    def grant(self, number: int, domid: int, page: int, writable: bool) -> None:
-        if not self.is_over:
-            to = self.domid(domid) if domid else self.bench.stranger
-            self.run.grant(self.run.ref(number), to, page, writable=writable)
-
-    @rule(number=numbers, domid=st.integers(0, 1), writable=st.booleans())
-    def map(self, number: int, domid: int, writable: bool) -> None:
-        self.run.map(self.domid(domid), self.run.known(number), writable=writable)
-
-    @rule(number=numbers, domid=st.integers(0, 1), writable=st.booleans())
-    def grant_and_map(self, number: int, domid: int, writable: bool) -> None:
-        """A new one, so that much is mapped."""
-        if self.is_over:
-            return
-        before = set(self.run.held)
-        self.run.get(1)
-        for ref in self.run.held.keys() - before:
-            self.run.grant(ref, self.domid(domid), number % PAGES, writable=True)
-            self.run.map(self.domid(domid), ref, writable=writable)
-
-    @rule(number=numbers)
-    def unmap(self, number: int) -> None:
-        self.run.unmap(number)
-
-    @rule(number=numbers)
-    def end_access(self, number: int) -> None:
-        if not self.is_over:
-            self.run.end_access(self.run.ref(number))
-
-    @rule(number=numbers)
-    def make_readonly(self, number: int) -> None:
-        if not self.is_over:
-            self.run.make_readonly(self.run.ref(number))
-
-    @rule(number=numbers)
-    def make_writable(self, number: int) -> None:
-        if not self.is_over:
-            self.run.make_writable(self.run.ref(number))
-
-    @rule()
-    def fill(self) -> None:
-        if not self.is_over:
-            self.run.fill()
-
-    @rule(number=numbers, really=st.integers(0, 3))
-    def destroy(self, number: int, really: int) -> None:
-        if really == 3:
-            self.run.destroy(number)
-
-
 def test_the_table_does_what_the_model_does(embedded: Embedded) -> None:
-    class OnThis(TableMachine):
-        pass
-
-    OnThis.embedded = embedded
-    run_state_machine_as_test(
-        OnThis,
-        settings=settings(
-            max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    run_machine(embedded.bench, examples=25, steps=40)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
