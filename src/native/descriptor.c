@@ -106,7 +106,8 @@ refs_of(const struct ioctl_gntalloc_alloc_gref *request)
 {
     PyObject *refs = PyTuple_New(request->count);
     for (uint32_t i = 0; refs != NULL && i < request->count; i++) {
-        PyObject *ref = PyLong_FromUnsignedLong(request->gref_ids[i]);
+        uint32_t number = request->gref_ids[i]; /* PyLong_FromLong is the one that has a short way */
+        PyObject *ref = number <= LONG_MAX ? PyLong_FromLong((long)number) : PyLong_FromUnsignedLong(number);
         if (ref == NULL)
             Py_CLEAR(refs);
         else
@@ -127,45 +128,68 @@ opened(Mapping *self, int error)
     return (PyObject *)self;
 }
 
+/* The pages, shared and mapped, or NULL, and then an error is set. */
+static PyObject *
+share_pages(int fd, struct ioctl_gntalloc_alloc_gref *request, State *state, PyTypeObject *made, PyObject *domid)
+{
+    Mapping *mapping = allocate_mapping(state->mapping, (Py_ssize_t)request->count * page_size, 1);
+    if (mapping == NULL)
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = allocate_and_map(fd, request, mapping);
+    Py_END_ALLOW_THREADS
+    PyObject *refs = opened(mapping, error) == NULL ? NULL : refs_of(request);
+    PyObject *share = NULL;
+    if (refs != NULL) {
+        share = make_held(made, domid, refs, mapping, request->flags == GNTALLOC_FLAG_WRITABLE);
+        Py_DECREF(refs);
+    }
+    Py_DECREF((PyObject *)mapping);
+    return share;
+}
+
 static PyObject *
 descriptor_share(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
                  PyObject *Py_UNUSED(names))
 {
-    if (check_count("share", nargs, 3) < 0)
+    if (check_count("share", nargs, 4) < 0)
         return NULL;
     Descriptor *device = (Descriptor *)object;
+    State *state = PyType_GetModuleState(type);
     long long domid = usual_number(args[0], 0, FIRST_RESERVED_DOMID - 1);
     long long count = usual_number(args[1], 1, MAX_PAGES);
     int writable = PyObject_IsTrue(args[2]);
-    if (writable < 0)
+    if (writable < 0 || check_held_type(state, args[3]) < 0)
         return NULL;
     int fd = domid < 0 || count < 0 ? -1 : hold(device);
     if (fd < 0)
         Py_RETURN_NONE;
     /* The kernel copies sizeof(*request) back, which has room for two refs. */
-    PyObject *result = NULL;
     struct ioctl_gntalloc_alloc_gref *request = PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(uint32_t));
-    Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, (Py_ssize_t)count * page_size, 1);
-    if (request == NULL)
+    PyObject *share = NULL;
+    if (request == NULL) {
         PyErr_NoMemory();
-    if (request != NULL && self != NULL) {
+    } else {
         request->domid = (uint16_t)domid;
         request->flags = writable ? GNTALLOC_FLAG_WRITABLE : 0;
         request->count = (uint32_t)count;
-        int error;
-        Py_BEGIN_ALLOW_THREADS
-        error = allocate_and_map(fd, request, self);
-        Py_END_ALLOW_THREADS
-        PyObject *refs = opened(self, error) == NULL ? NULL : refs_of(request);
-        if (refs != NULL) {
-            result = PyTuple_Pack(2, refs, self);
-            Py_DECREF(refs);
-        }
+        share = share_pages(fd, request, state, (PyTypeObject *)args[3], args[0]);
     }
-    Py_XDECREF((PyObject *)self);
     PyMem_Free(request);
     drop(device);
-    return result;
+    return share;
+}
+
+/* One grant or several as a tuple, None where they are neither, or NULL, and then an error is set. */
+static PyObject *
+as_tuple(PyObject *grants, PyObject *kind)
+{
+    if ((PyObject *)Py_TYPE(grants) == kind)
+        return PyTuple_Pack(1, grants);
+    if (PyList_CheckExact(grants))
+        return PyList_AsTuple(grants);
+    return Py_NewRef(PyTuple_CheckExact(grants) ? grants : Py_None);
 }
 
 /* Whether the request could be filled with what is usual: a tuple of `kind`s, each a domid and a ref. Every call
@@ -194,6 +218,29 @@ fill_grants(struct ioctl_gntdev_map_grant_ref *request, PyObject *grants, PyObje
     return 1;
 }
 
+/* MAP_GRANT_REF's argument as a bytes; None for what is unusual, or NULL, and then an error is set. */
+static PyObject *
+pack_grants(PyObject *grants, PyObject *kind)
+{
+    Py_ssize_t count = grants == Py_None ? 0 : PyTuple_Size(grants);
+    if (count < 1 || count > MAX_PAGES)
+        Py_RETURN_NONE;
+    struct ioctl_gntdev_map_grant_ref *request;
+    Py_ssize_t size = (Py_ssize_t)offsetof(struct ioctl_gntdev_map_grant_ref, refs) +
+                      count * (Py_ssize_t)sizeof(request->refs[0]);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, size);
+    if (bytes == NULL)
+        return NULL;
+    request = (void *)PyBytes_AsString(bytes);
+    request->count = (uint32_t)count;
+    request->pad = 0;
+    request->index = 0;
+    if (fill_grants(request, grants, kind))
+        return bytes;
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+}
+
 static int
 take_and_map(int fd, struct ioctl_gntdev_map_grant_ref *request, Mapping *self)
 {
@@ -208,45 +255,58 @@ take_and_map(int fd, struct ioctl_gntdev_map_grant_ref *request, Mapping *self)
     return error;
 }
 
+/* The grants of a request, mapped; None where the kernel refuses, or NULL, and then an error is set. The request, which
+ * is a bytes, is what names them afterwards. */
+static PyObject *
+map_grants(Descriptor *device, int fd, PyObject *names, State *state, PyTypeObject *made, PyObject *whose, int writable)
+{
+    struct ioctl_gntdev_map_grant_ref *request = (void *)PyBytes_AsString(names);
+    Mapping *mapping = allocate_mapping(state->mapping, (Py_ssize_t)request->count * page_size, writable);
+    if (mapping == NULL)
+        return NULL;
+    PyObject *mapped = make_held(made, whose, names, mapping, writable);
+    Py_DECREF((PyObject *)mapping);
+    if (mapped == NULL)
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = take_and_map(fd, request, mapping);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
+        Py_DECREF(mapped);
+        Py_RETURN_NONE;
+    }
+    mapping->index = request->index;
+    mapping->granted = (Descriptor *)Py_NewRef((PyObject *)device);
+    opened(mapping, 0);
+    return mapped;
+}
+
 static PyObject *
 descriptor_map(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs,
                PyObject *Py_UNUSED(names))
 {
-    if (check_count("map", nargs, 3) < 0)
+    if (check_count("map", nargs, 5) < 0)
         return NULL;
     Descriptor *device = (Descriptor *)object;
-    Py_ssize_t count = PyTuple_Check(args[0]) ? PyTuple_Size(args[0]) : 0;
+    State *state = PyType_GetModuleState(type);
     int writable = PyObject_IsTrue(args[2]);
-    if (writable < 0)
+    if (writable < 0 || check_held_type(state, args[3]) < 0)
         return NULL;
-    if (count < 1 || count > MAX_PAGES)
-        Py_RETURN_NONE;
-    struct ioctl_gntdev_map_grant_ref *request =
-        PyMem_Calloc(1, sizeof(*request) + (size_t)count * sizeof(request->refs[0]));
-    if (request == NULL)
-        return PyErr_NoMemory();
-    request->count = (uint32_t)count;
-    PyObject *result = Py_None;
-    int fd = fill_grants(request, args[0], args[1]) ? hold(device) : -1;
-    if (fd >= 0) {
-        Mapping *self = allocate_mapping(((State *)PyType_GetModuleState(type))->mapping, count * page_size, writable);
-        int error = 0;
-        if (self != NULL) {
-            Py_BEGIN_ALLOW_THREADS
-            error = take_and_map(fd, request, self);
-            Py_END_ALLOW_THREADS
-            if (error == 0) {
-                self->index = request->index;
-                self->granted = (Descriptor *)Py_NewRef(object);
-            }
-        }
-        result = self == NULL ? NULL : error != 0 ? Py_None : opened(self, 0);
-        if (error != 0)
-            Py_DECREF((PyObject *)self);
-        drop(device);
+    PyObject *grants = as_tuple(args[0], args[1]);
+    if (grants == NULL)
+        return NULL;
+    PyObject *request = pack_grants(grants, args[1]);
+    Py_DECREF(grants);
+    int fd = request == NULL || request == Py_None ? -1 : hold(device);
+    if (fd < 0) {
+        Py_XDECREF(request);
+        return request == NULL ? NULL : Py_NewRef(Py_None);
     }
-    PyMem_Free(request);
-    return result == Py_None ? Py_NewRef(Py_None) : result;
+    PyObject *mapped = map_grants(device, fd, request, state, (PyTypeObject *)args[3], args[4], writable);
+    drop(device);
+    Py_DECREF(request);
+    return mapped;
 }
 
 /* ---- The type ------------------------------------------------------------------------------------------ */
@@ -315,13 +375,14 @@ descriptor_dealloc(PyObject *object)
 
 static PyMethodDef descriptor_methods[] = {
     {"share", METHOD(descriptor_share),
-     "share($self, domid, count, writable, /)\n--\n\n"
-     "Of a gntalloc: allocate and map pages, (refs, mapping). OSError if there are none; None, and nothing is done,\n"
-     "for arguments that are not plain numbers in range, and where the file is closed."},
+     "share($self, domid, count, writable, made, /)\n--\n\n"
+     "Of a gntalloc: allocate and map pages, a `made` of the domid and the refs. OSError if there are none; None, and\n"
+     "nothing is done, for arguments that are not plain numbers in range, and where the file is closed."},
     {"map", METHOD(descriptor_map),
-     "map($self, grants, kind, writable, /)\n--\n\n"
-     "Of a gntdev: map grants, a tuple of `kind`s of a domid and a ref. None, and nothing is done, if that is not\n"
-     "what they are, where the file is closed, and where the kernel refuses."},
+     "map($self, grants, kind, writable, made, whose, /)\n--\n\n"
+     "Of a gntdev: map grants, a `kind` of a domid and a ref or a tuple or list of them, a `made` of `whose` and\n"
+     "MAP_GRANT_REF's argument. None, and nothing is done, if that is not what they are, where the file is closed, and\n"
+     "where the kernel refuses."},
     {"hold", descriptor_hold, METH_NOARGS,
      "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
     {"drop", descriptor_drop, METH_NOARGS,

@@ -60,7 +60,7 @@ set_closed_error(uint32_t state)
                                    : "mapping is closed");
 }
 
-static int
+int
 check_open(Mapping *self)
 {
     uint32_t state = state_of(self);
@@ -364,6 +364,8 @@ static void
 mapping_finalize(PyObject *object)
 {
     Mapping *self = (Mapping *)object;
+    if (state_of(self) == CLOSED)
+        return;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     if (!(state_of(self) & CLOSED) && PyErr_ResourceWarning(object, 1, "unclosed %R", object) < 0)
@@ -412,9 +414,18 @@ memory_dealloc(PyObject *object)
     }
     Py_XDECREF(self->unmapped);
     Py_XDECREF((PyObject *)self->granted);
-    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    free_object(object);
+    PyObject_GC_Del(object);
     Py_DECREF(type);
+}
+
+/* Whether it is one, or of a subclass. Any Python class, of which no module state is known, may be asked about. */
+int
+is_mapping(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    while (type != NULL && PyType_GetSlot(type, Py_tp_finalize) != (void *)mapping_finalize)
+        type = PyType_GetSlot(type, Py_tp_base);
+    return type != NULL;
 }
 
 /* ---- The buffer and sequence protocols ----------------------------------------------------------------- */
@@ -615,7 +626,7 @@ mapping_repr(PyObject *object)
     return repr;
 }
 
-static PyObject *
+PyObject *
 mapping_close(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     Mapping *self = (Mapping *)object;
@@ -661,7 +672,7 @@ add_note(PyObject *error, const char *format, PyObject *object, uint32_t exports
     return result == NULL ? -1 : 0;
 }
 
-static PyObject *
+PyObject *
 mapping_exit(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
 {
     Mapping *self = (Mapping *)object;
@@ -718,7 +729,7 @@ mapping_get_writable(PyObject *object, void *Py_UNUSED(closure))
     return check_open(self) < 0 ? NULL : PyBool_FromLong(self->writable);
 }
 
-static PyObject *
+PyObject *
 mapping_get_closed(PyObject *object, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong((state_of((Mapping *)object) & CLOSED) != 0);

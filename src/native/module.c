@@ -1,13 +1,14 @@
 /* xengrant._native: what Python cannot do itself with memory that another domain shares.
  *
- * Three things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
+ * Four things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
  * fence: struct.pack_into on a shared page writes a transient 0, and plain stores may be overtaken by
  * later loads even on x86. Mapping, the object behind xengrant.memory: pages mapped from descriptors,
- * exported through the buffer protocol, which cannot be unmapped under a view. And Descriptor, an open file
+ * exported through the buffer protocol, which cannot be unmapped under a view. Descriptor, an open file
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
- * one call each: between system calls Python costs more than the calls themselves. Each has a file: words.c,
- * mapping.c and descriptor.c; grants.c decodes whole grant tables. native.h is what the files share, and this one makes the module of them: a
- * function of the module is declared there, and has its entry in the table here.
+ * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
+ * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
+ * whole grant tables. native.h is what the files share, and this one makes the module of them: a function of the
+ * module is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
  * of 3.11; free-threaded builds compile the same source against their full API.
@@ -76,25 +77,35 @@ native_exec(PyObject *module)
     if (mapping == NULL)
         return -1;
     ((State *)PyModule_GetState(module))->mapping = (PyTypeObject *)mapping;
+    PyObject *held = PyType_FromModuleAndSpec(module, &held_spec, NULL);
+    if (held == NULL)
+        return -1;
+    ((State *)PyModule_GetState(module))->held = (PyTypeObject *)held;
     PyObject *descriptor = PyType_FromModuleAndSpec(module, &descriptor_spec, NULL);
     if (descriptor == NULL)
         return -1;
     int result = PyModule_AddObjectRef(module, "Descriptor", descriptor);
     Py_DECREF(descriptor);
-    return result < 0 ? result : PyModule_AddObjectRef(module, "Mapping", mapping);
+    if (result < 0 || PyModule_AddObjectRef(module, "Held", held) < 0)
+        return -1;
+    return PyModule_AddObjectRef(module, "Mapping", mapping);
 }
 
 static int
 native_traverse(PyObject *module, visitproc visit, void *arg)
 {
-    Py_VISIT(((State *)PyModule_GetState(module))->mapping);
+    State *state = PyModule_GetState(module);
+    Py_VISIT(state->mapping);
+    Py_VISIT(state->held);
     return 0;
 }
 
 static int
 native_clear(PyObject *module)
 {
-    Py_CLEAR(((State *)PyModule_GetState(module))->mapping);
+    State *state = PyModule_GetState(module);
+    Py_CLEAR(state->mapping);
+    Py_CLEAR(state->held);
     return 0;
 }
 
@@ -109,7 +120,8 @@ static PyModuleDef_Slot native_slots[] = {
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "xengrant._native",
-    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, and Descriptor, an open file.",
+    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, Descriptor, an open file, and "
+             "Held, what it makes.",
     .m_size = sizeof(State),
     .m_methods = native_methods,
     .m_slots = native_slots,

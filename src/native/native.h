@@ -16,6 +16,7 @@
 
 typedef struct {
     PyTypeObject *mapping;
+    PyTypeObject *held;
 } State;
 
 extern Py_ssize_t page_size; /* from the module's exec on */
@@ -105,8 +106,34 @@ Mapping *allocate_mapping(PyTypeObject *type, Py_ssize_t length, int writable);
 /* Maps the parts side by side, without the GIL. Returns 0 or an errno, and then nothing stays mapped. */
 int map_and_link(Mapping *self, const Part *parts, Py_ssize_t count);
 
+/* What a Held does with its mapping. */
+int is_mapping(PyObject *object);
+int check_open(Mapping *self); /* 0, or -1 and an error is set */
+PyObject *mapping_close(PyObject *object, PyObject *ignored);
+PyObject *mapping_exit(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+PyObject *mapping_get_closed(PyObject *object, void *closure);
+
 /* Of descriptor.c, for a mapping with `granted`: called without the GIL once the memory is gone. */
 void end_grants(Mapping *self);
+
+/* ---- Held: a mapping with what its pages are called by ----------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *whose;
+    PyObject *names;
+    Mapping *mapping;
+    char writable;
+} Held;
+
+extern PyType_Spec held_spec;
+
+/* Whether objects of this type may be made by make_held: 0, or -1 and an error is set. */
+int check_held_type(State *state, PyObject *type);
+
+PyObject *make_held(PyTypeObject *type, PyObject *whose, PyObject *names, Mapping *mapping, int writable);
+
+/* ---- Fork ---------------------------------------------------------------------------------------------------- */
 
 /* Returns 0 or an errno; only the first call in a process does anything. */
 int register_at_fork(void);

@@ -10,9 +10,9 @@ import contextlib
 import errno
 import logging
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from xengrant._native import Held
 from xengrant.abi import gntalloc as abi
 from xengrant.abi import unmap_notify
 from xengrant.abi.xen import PAGE_SIZE
@@ -85,44 +85,30 @@ class UnmapNotify:
         )
 
 
-class Share:
+class Share(Held):
     """Pages of this domain that one other domain may map.
 
     `refs` are the grant references in page order (plain ints), `mapping` the pages here (always readable and
     writable), `domid` the peer, `writable` the *peer's* right. Leaving a `with` block closes it.
 
+    `close` unmaps the pages and revokes the grants. It never waits for the peer: while that still maps a page the
+    kernel keeps page and reference and retries (Linux drivers/xen/gntalloc.c, grant-table.c since XSA-396). While views
+    of the mapping are alive it is `BufferError`, and nothing changes.
+
     Threads: the memory is shared by all; `close` is safe from any.
     """
 
-    __slots__ = ("domid", "mapping", "refs", "writable")
-
-    def __init__(self, domid: int, refs: tuple[int, ...], mapping: Mapping, writable: bool) -> None:
-        self.domid = domid
-        self.refs = refs
-        self.mapping = mapping
-        self.writable = writable
+    __slots__ = ()
 
     @property
-    def closed(self) -> bool:
-        return self.mapping.closed
+    def domid(self) -> int:
+        domid: int = self._whose
+        return domid
 
-    def close(self) -> None:
-        """Unmap the pages and revoke the grants; a second time does nothing.
-
-        Never waits for the peer: while it still maps a page the kernel keeps page and reference and retries
-        (Linux drivers/xen/gntalloc.c, grant-table.c since XSA-396). `BufferError` while views of the mapping are
-        alive, and then nothing changes.
-        """
-        self.mapping.close()
-
-    def __enter__(self) -> Self:
-        self.mapping.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.mapping.__exit__(kind, error, trace)
+    @property
+    def refs(self) -> tuple[int, ...]:
+        refs: tuple[int, ...] = self._names
+        return refs
 
     def __repr__(self) -> str:
         access = "writable" if self.writable else "read-only"
@@ -138,6 +124,7 @@ class Gntshr:
 
     def __init__(self, device: Device, system: System) -> None:
         self._device = device
+        self._share = device.share  # once: what runs between two system calls is dear (docs/benchmarks.md)
         self._system = system
 
     @property
@@ -156,11 +143,11 @@ class Gntshr:
         """
         if notify is None:
             try:
-                shared = self._device.share(domid, count, writable)
+                share = self._share(domid, count, writable, Share)
             except OSError as error:
                 raise self._why_not_allocated(error, domid, count) from None
-            if shared is not None:
-                return Share(domid, shared[0], shared[1], writable)
+            if share is not None:
+                return share
         checked_domid(domid)
         checked_number("count", count, 1, _MAX_COUNT - 1)
         length = count * PAGE_SIZE

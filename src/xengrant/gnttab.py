@@ -13,9 +13,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from xengrant._native import Held
 from xengrant.abi import gntdev as abi
 from xengrant.abi import grant_table as xen
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_GRANTS", "CopySegment", "Gnttab", "Grant", "GrantRef", "Mapped"]
 
 _log = logging.getLogger("xengrant.gnttab")
-
-_SEQUENCES = (tuple, list)
 
 # What one map takes (Linux drivers/xen/gntdev.c, `limit`).
 MAX_GRANTS = 65536
@@ -71,38 +69,21 @@ class CopySegment:
     dest_offset: int = 0
 
 
-class Mapped:
-    """Pages of other domains, mapped side by side in the order asked.
+class Mapped(Held):
+    """Pages of other domains, mapped side by side in the order asked; made by `Gnttab.map`.
 
-    `mapping` is the memory (storing into a read-only one is `TypeError`). Leaving a `with` block closes it.
+    `mapping` is the memory (storing into a read-only one is `TypeError`). `close` unmaps it, and leaving a `with` block
+    closes; while views are alive that is `BufferError`, and nothing changes.
 
     Threads: the memory is shared by all; `close` is safe from any.
     """
 
-    __slots__ = ("_gnttab", "grants", "mapping", "writable")
-
-    def __init__(self, gnttab: Gnttab, grants: tuple[Grant, ...], mapping: Mapping, writable: bool) -> None:
-        self._gnttab = gnttab
-        self.grants = grants
-        self.mapping = mapping
-        self.writable = writable
+    __slots__ = ()
 
     @property
-    def closed(self) -> bool:
-        return self.mapping.closed
-
-    def close(self) -> None:
-        """Unmap; a second time does nothing. `BufferError` while views are alive, and then nothing changes."""
-        self.mapping.close()
-
-    def __enter__(self) -> Self:
-        self.mapping.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.mapping.__exit__(kind, error, trace)
+    def grants(self) -> tuple[Grant, ...]:
+        """What is mapped, page by page; made of MAP_GRANT_REF's argument whenever it is asked for."""
+        return tuple(map(Grant._make, abi.unpack_map(self._names)))
 
     def __repr__(self) -> str:
         access = "writable" if self.writable else "read-only"
@@ -118,6 +99,7 @@ class Gnttab:
 
     def __init__(self, device: Device, system: System) -> None:
         self._device = device
+        self._map = device.map  # once: what runs between two system calls is dear (docs/benchmarks.md)
         self._system = system
         self._can_copy = False
 
@@ -142,11 +124,10 @@ class Gnttab:
         nothing, `InterfaceClosed`. One notification for each map (Linux
         drivers/xen/gntdev.c); its byte is cleared only in a writable map.
         """
-        if notify is None and isinstance(grants, _SEQUENCES):
-            taken: tuple[Grant, ...] = (grants,) if type(grants) is Grant else tuple(grants)
-            mapped = self._device.map(taken, Grant, writable)
+        if notify is None:
+            mapped = self._map(grants, Grant, writable, Mapped, self)
             if mapped is not None:
-                return Mapped(self, taken, mapped, writable)
+                return mapped
         wanted = _checked_grants(grants)
         count = len(wanted)
         length = count * PAGE_SIZE
@@ -174,7 +155,7 @@ class Gnttab:
             raise
         if notify is not None:
             self._set_notify(notify, unmap.index, mapping)
-        return Mapped(self, wanted, mapping, writable)
+        return Mapped(self, bytes(arg), mapping, writable)
 
     def try_map(
         self,
@@ -195,7 +176,7 @@ class Gnttab:
 
         A second time does nothing.
         """
-        if mapped._gnttab is not self:
+        if mapped._whose is not self:
             raise InvalidGrant(f"{mapped!r} was mapped through another Gnttab: unmap it there, or call its close()")
         if self._device.closed:
             raise InterfaceClosed("this Gnttab is closed; mapped.close() works without it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import time
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from xengrant.abi.xs_wire import Permission
 from xengrant.errors import ProtocolError, XenStoreError
 from xengrant.gntshr import Share
 from xengrant.gnttab import Grant
+from xengrant.memory import PAGE_SIZE, Mapping
 from xengrant.xenstore import XenStore
 
 from . import LONG
@@ -38,7 +40,9 @@ refs_of_a_share = st.lists(
 
 
 def _share(*refs: int, peer: int = 9, writable: bool = True) -> Share:
-    mapping: Any = None
+    memory = os.memfd_create("share")
+    with Mapping([(memory, 0, PAGE_SIZE)], writable=True) as mapping:
+        os.close(memory)
     return Share(peer, refs, mapping, writable)
 
 

@@ -28,6 +28,15 @@ _UNMAPS_NOTHING = M(
 _NEVER_REVOKES = M("embedded/linux.py", "if not self._try_end(ref, page):", "if ref is None:")
 _WRONG_HOME = M("embedded/xenstore_session.py", 'f"/local/domain/{_domid', 'f"/domain/{_domid')
 _TWO_PINS = M("embedded/grants.py", "_MAX_PINS = 0x80", "_MAX_PINS = 2")
+# Share and Mapped inherit these from C: (before, after) for either's file.
+_LEAVING_CLOSES = (
+    "    __slots__ = ()\n",
+    "    __slots__ = ()\n\n    def __exit__(self, *exc):\n        self.mapping.close()\n",
+)
+_CLOSES_ON_RELEASE = (
+    "    __slots__ = ()\n",
+    "    __slots__ = ()\n\n    def close(self):\n        self.mapping.close_on_release()\n",
+)
 _SHARES_SEND_NOTHING = M("embedded/gntalloc.py", "            gref.port.send()\n", "")
 _SHARES_CLEAR_NOTHING = M("embedded/gntalloc.py", "gref.clear_byte] = 0", "gref.clear_byte]")
 
@@ -113,7 +122,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "map.bad_arguments": M("gnttab.py", 'checked_number("ref", ref, 0', 'checked_number("ref", ref, -9'),
     "map.beyond_the_table": M("embedded/grants.py", "abi.GNTST_BAD_GNTREF", "abi.GNTST_GENERAL_ERROR"),
-    "map.leaving_with_views": M("gnttab.py", "self.mapping.__exit__(kind, error, trace)", "self.mapping.close()"),
+    "map.leaving_with_views": M("gnttab.py", *_LEAVING_CLOSES),
     "map.never_granted": M("embedded/grants.py", "flags & mask != abi.GTF_PERMIT_ACCESS or ", ""),
     "map.no_such_domain": M("embedded/grants.py", "abi.GNTST_BAD_DOMAIN", "abi.GNTST_GENERAL_ERROR"),
     "map.one_grant_twice": _TWO_PINS,
@@ -134,15 +143,13 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "map.threads_map_at_once": M("embedded/gntdev.py", "            new.index = mapped.index + mapped.count\n", ""),
     "map.unmap_releases": _UNMAPS_NOTHING,
-    "map.unmap_through_another": M("gnttab.py", "if mapped._gnttab is not self:", "if False:"),
+    "map.unmap_through_another": M("gnttab.py", "if mapped._whose is not self:", "if False:"),
     "map.unmap_twice": M(
         "gnttab.py",
         "        mapped.close()\n",
         "        if mapped.closed:\n            raise ValueError('unmapped')\n        mapped.close()\n",
     ),
-    "map.views_pin_the_map": M(
-        "gnttab.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"
-    ),
+    "map.views_pin_the_map": M("gnttab.py", *_CLOSES_ON_RELEASE),
     # Meeting
     "meeting.advertise_and_find": M(
         "meeting.py", "for ref in refs]\n\n\ndef format", "for ref in refs[::-1]]\n\n\ndef format"
@@ -200,7 +207,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "share.deferred_ref_comes_back": M("embedded/linux.py", "if self._timer is None and self.deferred:", "if False:"),
     "share.granted_to_another": M("embedded/grants.py", " or word >> 16 != domid", ""),
-    "share.leaving_with_views": M("gntshr.py", "self.mapping.__exit__(kind, error, trace)", "self.mapping.close()"),
+    "share.leaving_with_views": M("gntshr.py", *_LEAVING_CLOSES),
     "share.limit_is_named": M(
         "gntshr.py", "the limit of gntalloc is {limit or", "the limit of gntalloc is {0 and limit or"
     ),
@@ -226,9 +233,7 @@ MUTATIONS: dict[str, Mutation] = {
         "grant_table.py", "            self._free.append(ref)\n", "            self._free.insert(0, ref)\n"
     ),
     "share.sixteen_pages": M("embedded/memory.py", "length=parts[-1].length + PAGE_SIZE", "length=parts[-1].length"),
-    "share.views_pin_the_share": M(
-        "gntshr.py", "        self.mapping.close()\n", "        self.mapping.close_on_release()\n"
-    ),
+    "share.views_pin_the_share": M("gntshr.py", *_CLOSES_ON_RELEASE),
     "share.whole_limit": M("embedded/gntalloc.py", "        self.domain.linux.gntalloc_pages -= 1\n", ""),
     # The grant table, seen by dom0
     "table.console_and_xenstore": M(

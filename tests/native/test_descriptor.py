@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
-from xengrant._native import Descriptor
+from xengrant._native import Descriptor, Held
 
 
 class Pair(NamedTuple):
@@ -112,7 +112,7 @@ def test_the_last_reference_closes_the_file(fd: int) -> None:
 def test_share_says_why_the_kernel_refused(fd: int) -> None:
     file = Descriptor(fd)
     with pytest.raises(OSError, match="ioctl") as raised:
-        file.share(1, 2, True)
+        file.share(1, 2, True, Held)
     assert raised.value.errno == errno.ENOTTY
     file.close()
     assert not is_open(fd), "no call is under way any more"
@@ -124,7 +124,7 @@ def test_share_says_why_the_kernel_refused(fd: int) -> None:
 )
 def test_share_leaves_what_is_unusual_to_the_caller(fd: int, domid: int, count: int) -> None:
     file = Descriptor(fd)
-    assert file.share(domid, count, True) is None
+    assert file.share(domid, count, True, Held) is None
     file.close()
     assert not is_open(fd)
 
@@ -132,15 +132,18 @@ def test_share_leaves_what_is_unusual_to_the_caller(fd: int, domid: int, count: 
 def test_share_and_map_of_a_closed_file_do_nothing(fd: int) -> None:
     file = Descriptor(fd)
     file.close()
-    assert file.share(1, 1, True) is None
-    assert file.map((Pair(1, 8),), Pair, True) is None
+    assert file.share(1, 1, True, Held) is None
+    assert file.map((Pair(1, 8),), Pair, True, Held, None) is None
 
 
 @pytest.mark.parametrize(
     "grants",
     [
         (),
-        [Pair(1, 8)],
+        [(1, 8)],
+        (1, 8),
+        {Pair(1, 8)},
+        8,
         ((1, 8),),
         (Pair(1, 8), (1, 9)),
         (Pair(1, 8), 9),
@@ -153,18 +156,30 @@ def test_share_and_map_of_a_closed_file_do_nothing(fd: int) -> None:
         (Pair(1, 8),) * 65537,
     ],
 )
-def test_map_leaves_what_is_unusual_to_the_caller(fd: int, grants: tuple[Pair, ...]) -> None:
+def test_map_leaves_what_is_unusual_to_the_caller(fd: int, grants: object) -> None:
     file = Descriptor(fd)
-    assert file.map(grants, Pair, True) is None
+    assert file.map(grants, Pair, True, Held, None) is None
     file.close()
     assert not is_open(fd)
 
 
 def test_map_leaves_what_the_kernel_refuses_to_the_caller(fd: int) -> None:
     file = Descriptor(fd)
-    assert file.map((Pair(1, 8), Pair(2, 0xFFFFFFFF)), Pair, False) is None
+    for grants in (Pair(1, 8), (Pair(1, 8), Pair(2, 0xFFFFFFFF)), [Pair(1, 8)]):
+        assert file.map(grants, Pair, False, Held, None) is None
     file.close()
     assert not is_open(fd)
+
+
+@pytest.mark.parametrize("made", [object, int, Held.__base__, 8, "Held"])
+def test_only_what_is_held_is_made(fd: int, made: Any) -> None:
+    file = Descriptor(fd)
+    with pytest.raises(TypeError, match="no subclass of Held"):
+        file.share(1, 1, True, made)
+    with pytest.raises(TypeError, match="no subclass of Held"):
+        file.map(Pair(1, 8), Pair, True, made, None)
+    file.close()
+    assert not is_open(fd), "no call is under way"
 
 
 def test_wrong_numbers_of_arguments_are_type_errors(fd: int) -> None:

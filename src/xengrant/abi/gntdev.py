@@ -36,7 +36,7 @@ def pack_map(grants: Sequence[tuple[int, int]]) -> bytearray:
     return arg.ljust(_MAP_SIZEOF, b"\0")
 
 
-def unpack_map(arg: bytearray) -> list[tuple[int, int]]:
+def unpack_map(arg: bytes | bytearray) -> list[tuple[int, int]]:
     """[(domid, ref)]; ValueError where the argument is shorter than its count says."""
     count, _pad, _index = _MAP.unpack_from(arg)
     if len(arg) < 16 + 8 * count:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Literal
 from xengrant.errors import InterfaceClosed
 
 if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from xengrant._native import Held
     from xengrant.memory import Mapping
+
+    _Made = TypeVar("_Made", bound=Held)
 
 __all__ = ["Device", "Pointer", "System", "open_system"]
 
@@ -62,18 +67,21 @@ class Device(abc.ABC):
         `unmapped` is called once, when the memory is gone and the machine knows it; perhaps from a finalizer.
         """
 
-    def share(self, domid: int, count: int, writable: bool, /) -> tuple[tuple[int, ...], Mapping] | None:
-        """A gntalloc's ALLOC_GREF, mmap and DEALLOC_GREF at once, where the device can: the refs and the pages.
+    def share(self, domid: int, count: int, writable: bool, made: type[_Made], /) -> _Made | None:
+        """A gntalloc's ALLOC_GREF, mmap and DEALLOC_GREF at once, where the device can: a `made` of domid and refs.
 
         None, and nothing is done, where it cannot, or for anything unusual: the single calls then say what it is.
         """
         return None
 
-    def map(self, grants: tuple[tuple[int, int], ...], kind: type, writable: bool, /) -> Mapping | None:
+    def map(
+        self, grants: object, kind: type[tuple[int, int]], writable: bool, made: type[_Made], whose: object, /
+    ) -> _Made | None:
         """A gntdev's MAP_GRANT_REF and mmap at once, and UNMAP_GRANT_REF when it is unmapped, where the device can.
 
-        None, and nothing is done, where it cannot, for anything unusual (not each grant is a `kind`), and where a
-        grant is refused: the single calls then say what it is.
+        A `made` of `whose` and MAP_GRANT_REF's argument. None, and nothing is done, where it cannot, for anything
+        unusual (not one `kind`, nor a tuple or list of them), and where a grant is refused: the single calls then say
+        what it is.
         """
         return None
 
