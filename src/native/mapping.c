@@ -24,6 +24,48 @@ Py_ssize_t page_size;
 static Mapping *mapped;
 static pthread_mutex_t mapped_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* Where small mappings go: a piece of address space of 2 MiB, what one page table covers, whose first page is reserved
+ * for ever. Linux frees a page table with the last area that it serves, so where it chooses the place itself, a mapping
+ * that comes to lie alone in its 2 MiB, as a quarter of those of 128 pages partly do, has one made and freed each time.
+ * In a PV domain Xen has to be asked for both: a cycle of 128 pages took 1300 us instead of 1100 (map), 1700 instead of
+ * 1450 (share), for the life of the process. The place is only asked for: where something lies there, Linux chooses. */
+#define SHELTER ((size_t)2 << 20)
+#define SHELTER_BELOW ((size_t)1 << 30) /* lower than what Linux fills first, so that nothing else settles there */
+
+static char *shelter; /* its second page; NULL until the first mapping, or where there is none */
+static char *next_place;
+
+static void
+reserve_shelter(void)
+{
+    static int tried;
+    if (tried)
+        return;
+    tried = 1;
+    char *low = mmap(NULL, SHELTER_BELOW, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (low == MAP_FAILED)
+        return;
+    char *first = (char *)(((uintptr_t)low + SHELTER - 1) & ~(SHELTER - 1));
+    if (first > low)
+        munmap(low, (size_t)(first - low));
+    munmap(first + page_size, (size_t)(low + SHELTER_BELOW - first - page_size));
+    next_place = shelter = first + page_size;
+}
+
+/* An address to ask for, with the lock held; NULL for a mapping that has page tables of its own anyway. */
+static char *
+place(size_t length)
+{
+    reserve_shelter();
+    if (shelter == NULL || length > SHELTER - (size_t)page_size)
+        return NULL;
+    if (length > (size_t)(shelter - page_size + SHELTER - next_place))
+        next_place = shelter;
+    char *address = next_place;
+    next_place += length;
+    return address;
+}
+
 static void
 link_mapped(Mapping *self)
 {
@@ -44,6 +86,8 @@ unlink_mapped(Mapping *self)
     else if (mapped == self)
         mapped = self->next;
     self->next = self->previous = NULL;
+    if (self->address + self->length == next_place)
+        next_place = self->address;
 }
 
 static uint32_t
@@ -195,7 +239,7 @@ parse_part(PyObject *object, Part *part)
     return result;
 }
 
-/* Runs without the GIL. Returns 0 or an errno, and then nothing stays mapped. */
+/* Runs without the GIL, with the lock. Returns 0 or an errno, and then nothing stays mapped. */
 static int
 map_parts(Mapping *self, const Part *parts, Py_ssize_t count)
 {
@@ -205,7 +249,7 @@ map_parts(Mapping *self, const Part *parts, Py_ssize_t count)
     int error;
 
     if (count == 1) {
-        address = mmap(NULL, total, protection, MAP_SHARED, parts[0].fd, parts[0].offset);
+        address = mmap(place(total), total, protection, MAP_SHARED, parts[0].fd, parts[0].offset);
         if (address == MAP_FAILED)
             return errno;
     } else {
