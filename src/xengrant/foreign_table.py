@@ -7,6 +7,7 @@ later), and shows what no other tool does: grants that nobody maps yet, too.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -18,6 +19,7 @@ from xengrant.devices import Pointer
 from xengrant.errors import GrantBusy, InterfaceClosed, InterfaceUnavailable, InvalidGrant, PeerClosed
 from xengrant.grant_entries import GrantEntry, entries_of
 from xengrant.grant_snapshot import Snapshot
+from xengrant.grant_table import GrantTable
 
 if TYPE_CHECKING:
     from xengrant.devices import Device
@@ -35,8 +37,7 @@ class ForeignGrantTable:
 
     `grants()` is a snapshot, taken while the table may change. Opened with `writable=True`, `grant_access` and
     `end_access` write entries as the domain's builder does; which references its kernel uses is for the caller to know.
-    `entries` are the live ones: for references of a table that nobody uses yet make a `GrantTable` over
-    `entries.frames.buffers`.
+    `unused_table()` hands out references, too, of a table that nobody uses yet. `entries` are the live ones.
 
     While it is open it keeps a destroyed domain from going entirely, as any mapping of a domain's memory does: close it
     when `domain.peer(domid).wait_gone()` returns.
@@ -131,6 +132,19 @@ class ForeignGrantTable:
             if self.version == 2:
                 self._ending.add(ref)
             raise
+
+    def unused_table(self) -> GrantTable:
+        """A `GrantTable` over these frames, for a domain's builder: the domain must not have run yet.
+
+        `InterfaceUnavailable` where the table was opened read-only. It works until this is closed.
+        """
+        self._check_writable()
+        frames, status_frames = self.entries.frames, self.entries.status_frames
+        return GrantTable(frames.buffers, version=self.version, status_frames=status_frames.buffers)
+
+    def __iter__(self) -> Iterator[GrantEntry]:
+        """As `grants`."""
+        return iter(self.grants())
 
     def close(self) -> None:
         """Unmap the table. A second time does nothing."""

@@ -344,7 +344,15 @@ class EntriesV2(Entries):
 
 
 def entries_of(version: int, frames: Iterable[Buffer], status_frames: Iterable[Buffer] = ()) -> Entries:
-    """The entries of a table of that version, 1 or 2."""
+    """The entries of a table of that version, 1 or 2; `ValueError` for another, or too few status frames."""
     if version not in (1, 2):
         raise ValueError(f"version {version}: a grant table is of version 1 or 2")
-    return EntriesV1(frames) if version == 1 else EntriesV2(frames, status_frames)
+    if version == 1:
+        return EntriesV1(frames)
+    entries = EntriesV2(frames, status_frames)
+    if len(entries.status_frames) * abi.V2_FRAMES_PER_STATUS_FRAME < len(entries.frames):
+        raise ValueError(
+            f"{len(entries.status_frames)} status frames for {len(entries.frames)} frames of a version 2 table: "
+            f"one for each {abi.V2_FRAMES_PER_STATUS_FRAME} is needed"
+        )
+    return entries

@@ -225,6 +225,8 @@ class GrantTable:
         for a domid or frame that cannot be.
         """
         checked_number("domid", domid, 0, self._max_domid)
+        if not isinstance(page, int) and not hasattr(page, "frame"):
+            raise TypeError(f"a page is a Page of domain.alloc_pages or a frame number, not {page!r}")
         with self._lock:
             self._check(ref, _HELD)
             if isinstance(page, int):

@@ -18,7 +18,7 @@ from xengrant.abi import kernelspace as abi
 from xengrant.abi.grant_table import V2_FRAMES_PER_STATUS_FRAME
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.arguments import checked_domid, checked_number
-from xengrant.errors import GrantBusy, GrantTableFull, InterfaceClosed, InvalidGrant
+from xengrant.errors import GrantBusy, GrantTableFull, InterfaceClosed, InterfaceUnavailable, InvalidGrant
 from xengrant.gntshr import Gntshr, Share, UnmapNotify
 from xengrant.grant_table import GrantTable, NewFrames
 
@@ -69,7 +69,8 @@ class Page:
         """Give the page back. `GrantBusy` while it is granted, `BufferError` while views are alive; twice is fine."""
         with self._lock:
             if self._held:
-                raise GrantBusy(f"page {self.frame:#x} is granted through {self._held} references: end_access first")
+                times = f"{self._held} reference{'s' * (self._held > 1)}"
+                raise GrantBusy(f"page {self.frame:#x} is granted through {times}: end_access first")
             self._closing = True
         try:
             self.mapping.close()  # without the lock: other mappings' ends may be told in it
@@ -222,6 +223,8 @@ class Kernel:
             status = None
             if self._version == 2 and self._next % V2_FRAMES_PER_STATUS_FRAME == 0:
                 status = self._map_table(abi.STATUS_OFFSET, self._next // V2_FRAMES_PER_STATUS_FRAME)
+        except InterfaceUnavailable:  # the domain is no more, and waiting for references would not end
+            raise
         except OSError:
             return None
         self._next += 1

@@ -56,6 +56,17 @@ def test_no_color_is_respected() -> None:
         assert "\x1b" not in shown, arguments
 
 
+def test_a_table_that_is_wider_than_the_terminal_is_plain_lines(machine: Machine) -> None:
+    pytest.importorskip("rich")
+    machine.create(7, name="a-name-that-is-not-torn-apart")
+    shown = {width: on_a_terminal("ls", "--url", machine.url(0), COLUMNS=width)[1] for width in ("150", "60")}
+    assert "─" in shown["150"]
+    assert "─" not in shown["60"]
+    for text in shown.values():
+        assert "a-name-that-is-not-torn-apart" in text
+        assert "max_frames" in text
+
+
 @pytest.mark.parametrize("no_color", ["", "1"], ids=["drawn by rich", "plain"])
 def test_tables_escape_what_others_wrote(machine: Machine, no_color: str) -> None:
     if not no_color:

@@ -296,10 +296,7 @@ class Run:
 def builders_bench(dom0: Domain, granter: int) -> Iterator[Bench]:
     """dom0 over the live table of a domain that does not run yet, as its builder; dom0 maps, and nobody dies."""
     with dom0.grant_table(of=granter, writable=True) as foreign, dom0.gnttab() as gnttab:
-        entries = foreign.entries
-        table = GrantTable(
-            entries.frames.buffers, version=foreign.version, status_frames=entries.status_frames.buffers
-        )
+        table = foreign.unused_table()
         frames = [table.read(ref).frame for ref in (0, 1)]
         pages = [frame for frame in frames if frame is not None]
         yield Bench(granter, table, pages, [b""] * len(pages), {0: gnttab}, stranger=77)

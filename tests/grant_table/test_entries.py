@@ -11,6 +11,7 @@ from xengrant import EntryKind, GrantBusy, GrantEntry, GrantTable, InvalidGrant,
 from xengrant.abi import grant_table as abi
 from xengrant.grant_entries import Entries, entries_of
 from xengrant.grant_snapshot import Snapshot
+from xengrant.memory import PAGE_SIZE
 
 from .memory import READING, WRITING, FakePage, TableMemory
 
@@ -375,3 +376,19 @@ def test_a_read_that_is_torn_is_read_again(monkeypatch: pytest.MonkeyPatch, vers
 
     monkeypatch.setattr(_native, "load32", load32)
     assert entries.read(9) == GrantEntry(9, EntryKind.ACCESS, 2, 0x22, True, False, False)
+
+
+def test_a_version_2_table_without_its_status_is_no_table() -> None:
+    with pytest.raises(ValueError, match="0 status frames for 1 frames"):
+        GrantTable([bytearray(PAGE_SIZE)], version=2)
+    frames = [bytearray(PAGE_SIZE * 9)]
+    with pytest.raises(ValueError, match="1 status frames for 9 frames"):
+        GrantTable(frames, version=2, status_frames=[bytearray(PAGE_SIZE)])
+    GrantTable(frames, version=2, status_frames=[bytearray(PAGE_SIZE), bytearray(PAGE_SIZE)])
+
+
+def test_a_page_is_a_page_or_a_frame_number(table: GrantTable) -> None:
+    (ref,) = table.get_n_nowait(1)
+    with pytest.raises(TypeError, match="frame number"):
+        table.grant_access(ref, 1, bytearray(PAGE_SIZE), writable=True)  # type: ignore[arg-type]
+    table.grant_access(ref, 1, 2, writable=True)

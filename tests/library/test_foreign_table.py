@@ -127,6 +127,22 @@ def test_an_open_table_keeps_a_destroyed_domain_from_going(dom0: Domain, guest: 
     dom0.grant_table(of=3).close()
 
 
+def test_a_builder_gets_references_of_an_unused_table(dom0: Domain, machine: Machine, version: int) -> None:
+    machine.create(4, grant_table_version=version)
+    with dom0.grant_table(of=4, writable=True) as foreign, dom0.gnttab() as gnttab:
+        table = foreign.unused_table()
+        frame = foreign.read(1).frame
+        assert (table.version, frame is None) == (version, False)
+        ref = table.get_nowait()
+        assert ref == 8
+        table.grant_access(ref, 0, frame or 0, writable=False)
+        assert [entry.ref for entry in foreign] == [0, 1, 8]
+        gnttab.map((4, ref), writable=False).close()
+        table.end_access(ref)
+    with dom0.grant_table(of=4) as foreign, pytest.raises(InterfaceUnavailable, match="writable=True"):
+        foreign.unused_table()
+
+
 def test_a_builder_grants_and_revokes(dom0: Domain, guest: Domain, mapper: Domain, machine: Machine) -> None:
     with dom0.grant_table(of=3, writable=True) as table, dom0.gnttab() as gnttab:
         frame = table.read(0).frame

@@ -43,6 +43,16 @@ def granted(domain: Domain) -> list[int]:
     return [entry.ref for entry in domain.grant_table() if entry.ref > 1]
 
 
+def test_references_of_a_destroyed_domain_are_not_waited_for(kernel: Domain, machine: Machine) -> None:
+    table = kernel.grant_table()
+    grown = table.capacity  # more than the table's first frame has
+    machine.destroy(5)
+    with pytest.raises(InterfaceUnavailable, match="was destroyed"):
+        table.get_n_nowait(grown)
+    with pytest.raises(InterfaceUnavailable, match="was destroyed"):
+        asyncio.run(table.get_n(grown))
+
+
 # Pages
 
 

@@ -75,7 +75,7 @@ METHODS = {
     "GrantTable": "capacity end_access entries get get_n get_n_nowait get_nowait grant grant_access grants "
     "make_readonly make_writable max_frames num_free_grants num_held put read ref refs version wait_end_access",
     "ForeignGrantTable": "close closed domid end_access entries frames grant_access grants max_frames read refresh "
-    "snapshot version writable",
+    "snapshot unused_table version writable",
     "Page": "close closed drop frame hold mapping",
     "Snapshot": "arrays grants refresh tally version",
 }

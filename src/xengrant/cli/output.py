@@ -31,6 +31,8 @@ __all__ = [
 _SGR = {"green": "32", "red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 # rich draws a thousand rows a second, and a grant table may have half a million.
 _RICH_ROWS = 500
+_RICH_GAP = 3  # columns between two of a table's
+_RICH_FOLDED = 24  # columns that are enough for the last one
 
 
 class ReaderGoneError(Exception):
@@ -64,8 +66,7 @@ def say(text: str) -> None:
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
     """Aligned columns; a cell whose text is a key of `styles` has that colour."""
     rows = [[printable(cell) for cell in row] for row in rows]
-    if len(rows) <= _RICH_ROWS and _rich_on(sys.stdout):
-        _rich_table(headers, rows, styles or {})
+    if len(rows) <= _RICH_ROWS and _rich_on(sys.stdout) and _rich_table(headers, rows, styles or {}):
         return
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, *rows]:
@@ -118,19 +119,26 @@ def _reader_may_go() -> Iterator[None]:
         raise ReaderGoneError from None
 
 
-def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
+def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> bool:
+    """Whether it fits: only the last column is folded, and where that is not enough nothing is printed."""
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for header in headers:
-        table.add_column(header, overflow="fold")
+    for i, header in enumerate(headers, 1):
+        table.add_column(header, overflow="fold", no_wrap=i < len(headers))
     for row in rows:
         table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    console = Console()
+    *widths, last = (max(map(cell_len, column)) for column in zip(headers, *rows, strict=True))
+    if sum(widths) + _RICH_GAP * len(headers) + min(last, _RICH_FOLDED) > console.width:
+        return False
     with _reader_may_go():
-        Console().print(table)
+        console.print(table)
+    return True
 
 
 def _rich_on(stream: TextIO) -> bool:

@@ -92,7 +92,10 @@ class Hypervisor:
         if domain.kernel:
             raise fault(errno.EBUSY, f"domain {domid} has a kernel, process {domain.kernel}")
         if domain.has_processes:
-            raise fault(errno.EBUSY, f"domain {domid} runs Linux, since processes have attached to it: choose another")
+            raise fault(
+                errno.EBUSY,
+                f"domain {domid} runs Linux, since processes have attached to it: choose another, or destroy it first",
+            )
         domain.kernel = process
         return domain
 
