@@ -14,13 +14,13 @@ import errno
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from xengrant.abi import grant_table as abi
 from xengrant.abi.xen import DOMID_FIRST_RESERVED
 from xengrant.arguments import checked_number
 from xengrant.errors import GrantBusy, GrantTableFull, InvalidGrant
+from xengrant.grant_contexts import Granted, raise_first
 from xengrant.grant_entries import GrantEntry, entries_of
 from xengrant.grant_lock import FinalizerLock
 from xengrant.grant_snapshot import Snapshot
@@ -38,8 +38,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.1
 
 _FIRST_REF = abi.NR_RESERVED_ENTRIES
 _MAX_COUNT = 1 << 32
-
-T = TypeVar("T")
 
 
 class Grantable(Protocol):
@@ -204,9 +202,9 @@ class GrantTable:
         try:
             yield refs
         except BaseException as error:
-            _raise(self._put_each(refs), error)
+            raise_first(self._put_each(refs), error)
             raise
-        _raise(self._put_each(refs), None)
+        raise_first(self._put_each(refs), None)
 
     # Entries
 
@@ -280,13 +278,13 @@ class GrantTable:
 
     def grant(
         self, ref: int, domid: int, page: Grantable | int, *, writable: bool, timeout: float | None = None
-    ) -> _Granted[int]:
+    ) -> Granted[int]:
         """`with table.grant(...)`: granted inside the block, revoked at its end.
 
         While the peer still maps the page then, `with` raises `GrantBusy`, and entry, reference and page stay held;
         `async with` waits for at most `timeout` seconds before it does. An error of the body is never masked.
         """
-        return _Granted(self, [(ref, page)], domid, writable, timeout, ref)
+        return Granted(self, [(ref, page)], domid, writable, timeout, ref)
 
     def grants(
         self,
@@ -296,14 +294,14 @@ class GrantTable:
         *,
         writable: bool,
         timeout: float | None = None,
-    ) -> _Granted[list[int]]:
+    ) -> Granted[list[int]]:
         """As `grant`, for a page each through several references: all or none of them.
 
         `ValueError`, and nothing is touched, for lists of different lengths.
         """
         if len(refs) != len(pages):
             raise ValueError(f"{len(refs)} references for {len(pages)} pages")
-        return _Granted(self, list(zip(refs, pages, strict=True)), domid, writable, timeout, list(refs))
+        return Granted(self, list(zip(refs, pages, strict=True)), domid, writable, timeout, list(refs))
 
     # Within: the lock is held
 
@@ -457,89 +455,3 @@ class _Waiter:
     def _wake(self) -> None:
         if not self.served.done():
             self.served.set_result(None)
-
-
-class _Granted(Generic[T]):
-    """What `with` and `async with` get from `grant` and `grants`."""
-
-    def __init__(
-        self,
-        table: GrantTable,
-        wanted: Sequence[tuple[int, Grantable | int]],
-        domid: int,
-        writable: bool,
-        timeout: float | None,
-        value: T,
-    ) -> None:
-        self._table = table
-        self._wanted = wanted
-        self._domid = domid
-        self._writable = writable
-        self._timeout = timeout
-        self._value = value
-        self._granted: list[int] = []
-
-    def __enter__(self) -> T:
-        try:
-            for ref, page in self._wanted:
-                self._table.grant_access(ref, self._domid, page, writable=self._writable)
-                self._granted.append(ref)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self._value
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        problems = self._end_each()
-        self._granted.clear()
-        _raise(problems, error)
-
-    async def __aenter__(self) -> T:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        problems: list[GrantBusy | ValueError] = []
-        problems += (problem for problem in self._end_each() if not isinstance(problem, GrantBusy))
-        try:
-            while self._granted:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                try:
-                    await self._table.wait_end_access(self._granted[-1], left)
-                except (GrantBusy, ValueError) as problem:
-                    problems.append(problem)
-                self._granted.pop()
-        except BaseException as stop:  # cancelled
-            self.__exit__(type(stop), stop, None)
-            raise
-        _raise(problems, error)
-
-    def _end_each(self) -> list[GrantBusy | ValueError]:
-        """End those that can be ended, the last first, and forget them; what is wrong with the others."""
-        problems: list[GrantBusy | ValueError] = []
-        busy: list[int] = []
-        for ref in reversed(self._granted):
-            try:
-                self._table.end_access(ref)
-            except GrantBusy as problem:
-                busy.append(ref)
-                problems.append(problem)
-            except ValueError as problem:  # InvalidGrant, or the table's memory is closed
-                problems.append(problem)
-        self._granted[:] = reversed(busy)
-        return problems
-
-
-def _raise(problems: Sequence[GrantBusy | ValueError], error: BaseException | None) -> None:
-    """Note what is wrong on the body's error; without one, raise it: a busy one first, which needs care."""
-    if error is None and problems:
-        first, *others = sorted(problems, key=lambda problem: not isinstance(problem, GrantBusy))
-        _raise(others, first)
-        raise first
-    for problem in problems:
-        assert error is not None
-        error.add_note(str(problem))

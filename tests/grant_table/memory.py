@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from xengrant import grant_table
+from xengrant import grant_contexts, grant_table
 from xengrant._native import load16, store16
 from xengrant.abi import grant_table as abi
 from xengrant.abi.xen import PAGE_SIZE
@@ -117,6 +117,7 @@ class Clock:
             self._memory.unpin(self._ref)
 
     def rule(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        monkeypatch.setattr(grant_table, "time", SimpleNamespace(monotonic=self.monotonic))
+        for module in (grant_table, grant_contexts):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=self.monotonic))
         monkeypatch.setattr(asyncio, "sleep", self.sleep)
         return self
