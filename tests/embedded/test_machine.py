@@ -131,6 +131,14 @@ def test_create_refuses_what_is_there_or_cannot_be(machine: Machine) -> None:
             call(9)
 
 
+@pytest.mark.parametrize(("name", "value"), [("lifetime", "hvm"), ("max_grant_frames", 3), ("grant_table_version", 2)])
+def test_configure_refuses_what_is_fixed_at_creation(machine: Machine, name: str, value: object) -> None:
+    machine.create(5)
+    machine.configure(5, max_pages=16)
+    with pytest.raises(ValueError, match=f"{name}: fixed when a domain is created"):
+        machine.configure(5, **{name: value})
+
+
 def test_close_ends_every_connection_and_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
     machine = Machine()

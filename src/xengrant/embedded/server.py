@@ -35,6 +35,8 @@ _ACCEPT_PAUSE = 0.1
 # Of both sockets, with those that have not said HELLO yet and the control connections.
 _MAX_CLIENTS = MAX_CONNECTIONS + 64
 
+_FIXED = {"lifetime", "max_grant_frames", "grant_table_version"}
+
 # /sys/module/MODULE/parameters/NAME and the setting behind it.
 _PARAMETERS = {
     ("xen_gntalloc", "limit"): "gntalloc_limit",
@@ -102,7 +104,7 @@ class MachineServer:
     def configure(self, domid: int, **settings: Any) -> None:
         """Change settings of a domain that runs."""
         domain = self._domain(domid)
-        if fixed := settings.keys() & {"lifetime", "max_grant_frames"}:
+        if fixed := settings.keys() & _FIXED:
             raise ValueError(f"{', '.join(sorted(fixed))}: fixed when a domain is created")
         domain.settings = _changed(domain.settings, settings)
 
