@@ -21,7 +21,7 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import Device, open_system, wire
 from xengrant.devices.client import Client
 from xengrant.devices.wire import Kind
-from xengrant.embedded import Machine
+from xengrant.embedded import Machine, connection
 from xengrant.errors import InterfaceUnavailable
 
 from .conftest import Open
@@ -65,6 +65,16 @@ def test_a_domain_has_one_kernel(machine: Machine, kernel: Device) -> None:
     with pytest.raises(InterfaceUnavailable, match=f"domain 5 has a kernel, process {os.getpid()}"):
         open_kernel(machine, 5)
     assert machine.status()["domains"][5]["kernel"] == os.getpid()
+
+
+def test_a_process_that_the_machine_cannot_see_is_no_kernel(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process in a pid namespace that the machine has no part of, Linux says that it is process 0."""
+    monkeypatch.setattr(connection, "credentials", lambda sock: (0, os.getuid(), os.getgid()))
+    for name in ("kernel", "gntdev"):
+        with pytest.raises(InterfaceUnavailable, match=r"cannot see the process .* pid namespaces") as error:
+            open_kernel(machine, 5, name)
+        assert error.value.errno == errno.EPERM
+    assert 5 not in machine.status()["domains"]
 
 
 @pytest.mark.parametrize("name", ["gntalloc", "gntdev", "evtchn", "privcmd", "xenbus"])

@@ -85,7 +85,8 @@ class Hypervisor:
         return domain
 
     def attach_kernel(self, domid: int, process: int) -> Domain:
-        """The domain whose kernel a process says it is from now on; `find_kernel` then finds it."""
+        """The domain whose kernel a process says it is from now on; `attach_process` then knows it."""
+        _check_visible(process)
         domain = self.attach(domid)
         if domain.privileged:
             raise fault(errno.EBUSY, "domain 0 is the machine's own and runs Linux: choose another domid")
@@ -107,6 +108,7 @@ class Hypervisor:
                 raise fault(errno.EBUSY, f"domain {domid} has no processes: its kernel is process {domain.kernel}")
             domain.has_processes = True
             return domain
+        _check_visible(process)
         found = self.domains.get(domid)
         if found is None or found.dying or found.kernel != process:
             raise fault(errno.EPERM, f"process {process} is not the kernel of domain {domid}")
@@ -218,6 +220,16 @@ class Hypervisor:
     def _channels(self) -> list[Channel]:
         found = {id(port.channel): port.channel for domain in self.domains.values() for port in domain.ports.values()}
         return list(found.values())
+
+
+def _check_visible(process: int) -> None:
+    """A domain without a kernel has process 0, so no kernel may; Linux says 0 of whom the machine cannot see."""
+    if not process:
+        raise fault(
+            errno.EPERM,
+            "the machine cannot see the process that would be the kernel: their pid namespaces must be the same, or "
+            "the machine's an outer one",
+        )
 
 
 def _count_grants(domain: Domain) -> int:
