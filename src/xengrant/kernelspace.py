@@ -167,9 +167,9 @@ class Kernel:
             raise
         return pages
 
-    def alloc_frames(self, count: int) -> int:
-        """The first frame number of `count` zeroed pages."""
-        arg = abi.pack_run(count)
+    def alloc_frames(self, count: int, *, together: bool = False) -> int:
+        """The first frame number of `count` zeroed pages; `together`: to be granted and revoked as one."""
+        arg = abi.pack_run(count, together=together)
         self._device.ioctl(abi.ALLOC_PAGES, arg)
         return abi.unpack_run(arg)[1]
 
@@ -388,7 +388,7 @@ class KernelGntshr(Gntshr):
             )
         with contextlib.ExitStack() as undo:
             undo.callback(_put, table, refs)
-            frame = kernel.alloc_frames(count)
+            frame = kernel.alloc_frames(count, together=True)
             undo.callback(kernel.free_frames, frame, count)
             revoke = _Revoke(kernel, frame, refs, notify)
             undo.callback(revoke.disarm)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from xengrant.devices import Device, client, open_system, wire
 from xengrant.devices.client import Client
 from xengrant.devices.wire import Kind
 from xengrant.embedded import Machine, connection
+from xengrant.embedded.stream import Stream
 from xengrant.errors import InterfaceUnavailable
 
 from .conftest import Open
@@ -160,3 +163,37 @@ def test_a_client_that_never_says_hello_is_dropped(machine: Machine, monkeypatch
         sock.connect(f"{machine.directory}/{wire.MACHINE_SOCKET}")
         assert sock.recv(1) == b""
     eventually(lambda: not machine._server._connections, "the connection is forgotten")
+
+
+def test_a_reply_that_cannot_be_kept_ends_the_stream_and_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes nothing, so the machine keeps the rest, and has no descriptors left to keep it with."""
+
+    class Handler:
+        over = False
+
+        def received(self, data: bytes) -> None: ...
+        def drained(self) -> None: ...
+        def ended(self) -> None:
+            self.over = True
+
+    dup = os.dup
+    kept: list[int] = []
+
+    def scarce(fd: int) -> int:
+        if len(kept) == 10:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        kept.append(dup(fd))
+        return kept[-1]
+
+    monkeypatch.setattr(os, "dup", scarce)
+    loop, handler = asyncio.new_event_loop(), Handler()
+    ours, theirs = socket.socketpair()
+    with theirs, open(os.devnull) as file:
+        stream = Stream(loop, ours, handler)
+        stream.send(bytes(1 << 22), [file.fileno()] * 600)
+        loop.run_until_complete(asyncio.sleep(0))
+        assert (stream.closed, handler.over, len(kept)) == (True, True, 10)
+        for fd in kept:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fd)
+    loop.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,6 +55,28 @@ def test_references_of_a_destroyed_domain_are_not_waited_for(kernel: Domain, mac
 
 
 # Pages
+
+
+def test_a_share_of_many_pages_takes_the_machine_few_descriptors(machine: Machine) -> None:
+    with xengrant.connect(machine.url(7, kernel=True)) as domain, domain.gntshr() as gntshr:
+        before = machine.status()["descriptors"]
+        with gntshr.share_pages(1, 3000, writable=True) as share:
+            assert len(share.refs) == 3000
+            assert machine.status()["descriptors"] < before + 20
+
+
+def test_pages_of_their_own_take_a_part_of_the_machines_descriptors_and_no_more(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (40, 40))
+    with xengrant.connect(machine.url(7, kernel=True)) as domain:
+        pages = domain.alloc_pages(10)
+        with pytest.raises(OSError, match="each a descriptor of the machine"):
+            domain.alloc_pages(1)
+        pages.pop().close()
+        pages += domain.alloc_pages(1)
+        for page in pages:
+            page.close()
 
 
 def test_pages_are_zeroed_and_each_has_a_frame_of_its_own(kernel: Domain) -> None:

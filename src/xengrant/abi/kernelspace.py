@@ -17,20 +17,29 @@ PUT_PORT = 0x4B05
 TABLE_OFFSET = 1 << 52
 STATUS_OFFSET = 1 << 53
 
-_RUN = Struct("<IIQ")  # pages, 4 bytes of pad, the first one's frame number (out for ALLOC_PAGES)
+TOGETHER = 1
+"""ALLOC_PAGES: pages that are granted and revoked together, to one domain, and so can be one piece of memory."""
+
+_RUN = Struct("<IIQ")  # pages, flags, the first one's frame number (out for ALLOC_PAGES)
 _TABLE = Struct("<II")  # version, maximum of frames (both out)
 _PORT = Struct("<II")  # number, whether to send an event
 
 
-def pack_run(count: int, frame: int = 0) -> bytearray:
+def pack_run(count: int, frame: int = 0, *, together: bool = False) -> bytearray:
     """ALLOC_PAGES' and FREE_PAGES' argument: `count` pages of neighbouring frame numbers."""
-    return bytearray(_RUN.pack(count, 0, frame))
+    return bytearray(_RUN.pack(count, TOGETHER if together else 0, frame))
 
 
 def unpack_run(arg: bytearray) -> tuple[int, int]:
     """(count, first frame)."""
-    count, _pad, frame = _RUN.unpack(arg)
+    count, _flags, frame = _RUN.unpack(arg)
     return count, frame
+
+
+def is_together(arg: bytearray) -> bool:
+    """Whether ALLOC_PAGES asks for pages that are granted and revoked together."""
+    _count, flags, _frame = _RUN.unpack(arg)
+    return bool(flags & TOGETHER)
 
 
 def fill_run(arg: bytearray, frame: int) -> None:

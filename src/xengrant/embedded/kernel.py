@@ -6,6 +6,7 @@ There is one for each such domain, and its end is the domain's. What it asks is 
 from __future__ import annotations
 
 import errno
+import resource
 from typing import TYPE_CHECKING
 
 from xengrant.abi import kernelspace as abi
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from xengrant.embedded.hypervisor import Hypervisor
 
 
+# A domain may take one in so many of the machine's descriptors for its pages.
+_SHARE_OF_DESCRIPTORS = 4
+
+
 class _Vma(Vma):
     """Memory that stays the domain's own, mapped or not."""
 
@@ -28,11 +33,12 @@ class _Vma(Vma):
 
 
 class Kernel(File):
-    """The one open file. Each page is memory of its own, since what peers may do with it changes."""
+    """The one open file. A page is memory of its own, since what peers may do with it changes, but for a share's."""
 
     def __init__(self, hypervisor: Hypervisor, domain: Domain) -> None:
         super().__init__(hypervisor, domain)
         self._pages: dict[int, Page] = {}  # by frame number
+        self._single = 0  # those that are memory of their own
         self._ports: dict[int, tuple[Port, int]] = {}  # held for a notification: the port, and how often
 
     def ioctl(self, call: Ioctl) -> Answer:
@@ -72,10 +78,18 @@ class Kernel(File):
         limit = self.domain.settings.max_pages
         if not 0 < count <= limit - len(self._pages):
             raise fault(errno.ENOMEM, f"{len(self._pages)} of at most {limit} pages are in use")
+        sizes = [count] if abi.is_together(arg) else [1] * count
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS
+        if self._single + sizes.count(1) > most:
+            raise fault(
+                errno.ENOMEM,
+                f"{self._single} pages of their own are in use, each a descriptor of the machine's; a domain may "
+                f"take {most} of those",
+            )
         memories: list[Memory] = []
         try:
-            for _ in range(count):
-                memories.append(Memory(1, f"kernel-{self.domain.domid}"))
+            for size in sizes:
+                memories.append(Memory(size, f"kernel-{self.domain.domid}"))
         except OSError as error:
             for memory in memories:
                 memory.close()
@@ -83,6 +97,7 @@ class Kernel(File):
         pages = self.hypervisor.frames.add(memories, self.domain.domid)
         self.domain.pages.update(pages)
         self._pages.update((page.frame, page) for page in pages)
+        self._single += sizes.count(1)
         abi.fill_run(arg, pages[0].frame)
         return Answer()
 
@@ -90,6 +105,7 @@ class Kernel(File):
         """What peers still map stays theirs; nobody can map it any more."""
         for page in self._run(count, frame):
             del self._pages[page.frame]
+            self._single -= page.memory.length == PAGE_SIZE
             self.domain.pages.discard(page)
             self.hypervisor.frames.drop(page)
         return Answer()

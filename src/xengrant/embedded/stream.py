@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 from collections import deque
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from xengrant.devices import wire
+
+_log = logging.getLogger("xengrant.embedded")
 
 _RECEIVE = 64 << 10
 # The kernel holds back descriptors beyond the user's limit until some were received (unix(7), ETOOMANYREFS).
@@ -82,7 +85,10 @@ class Stream:
             self._handler.drained()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send now what the socket takes, and the rest when it can. The descriptors may be closed on return."""
+        """Send now what the socket takes, and the rest when it can. The descriptors may be closed on return.
+
+        Where there are no descriptors left to keep the rest with, the stream ends: half an answer is none.
+        """
         if self.closed:
             return
         pieces = [(memoryview(data), list(batch)) for batch in wire.batches(fds)] or [(memoryview(data), [])]
@@ -94,8 +100,16 @@ class Stream:
             rest = pieces[0][0][sent:]
             pieces[:1] = [(rest, [])] if rest else []
         for rest, batch in pieces:
-            self._out.append((rest, [os.dup(fd) for fd in batch]))
+            kept: list[int] = []
+            self._out.append((rest, kept))  # closed with the stream, whatever comes
             self._out_bytes += len(rest)
+            try:
+                for fd in batch:
+                    kept.append(os.dup(fd))
+            except OSError as error:
+                _log.warning("a client is dropped: no descriptor left to answer it: %s", error.strerror)
+                self._loop.call_soon(self.close)
+                break
         self._update()
 
     def close(self) -> None:
