@@ -15,6 +15,7 @@ from struct import Struct
 import pytest
 
 import xengrant
+from xengrant import _native
 from xengrant.abi import kernelspace as abi
 from xengrant.abi.grant_table import GNTST_BAD_DOMAIN
 from xengrant.abi.xen import PAGE_SIZE
@@ -261,6 +262,35 @@ def test_a_kernel_that_is_killed_ends_its_domain(opened: Open, machine: Machine)
         page.close()
         eventually(lambda: 5 not in machine.status()["domains"], "the last unmap ends the dying domain")
         assert copy(device, [((refs[0], 0, 5), bytearray(1), 1)]) == [GNTST_BAD_DOMAIN]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_granter_that_keeps_writing_its_entries_keeps_no_unmap_waiting(
+    opened: Open, machine: Machine, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    tries = 0
+
+    def beaten(buffer: bytearray, at: int, expected: int, wanted: int) -> int:
+        """What a compare-exchange sees that the granter was always faster than; for a while, so that the test ends."""
+        nonlocal tries
+        tries += 1
+        return compare_exchange(buffer, at, expected, wanted) if tries > 1000 else expected ^ 1 << 15
+
+    compare_exchange = _native.compare_exchange16
+    machine.create(5, grant_table_version=version)
+    device = opened(2, "gntdev")
+    with (
+        xengrant.connect(machine.url(5, kernel=True)) as domain,
+        domain.gntshr() as gntshr,
+        gntshr.share_pages(2, writable=True) as share,
+    ):
+        monkeypatch.setattr(_native, "compare_exchange16", beaten)
+        _, mapping = map_grants(device, [(5, share.refs[0])], writable=True)
+        mapping.close()
+        device.close()
+        eventually(lambda: machine.status()["domains"][2]["files"] == 0, "the device is closed")
+        monkeypatch.undo()
+    assert tries == 0
 
 
 def test_a_domain_that_is_destroyed_takes_its_kernel_along(machine: Machine, kernel: Device) -> None:

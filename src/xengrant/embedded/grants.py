@@ -7,7 +7,6 @@ once mapped, what the granter writes into its table changes nothing for the mapp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from xengrant import _native
 from xengrant.abi import grant_table as abi
@@ -15,9 +14,6 @@ from xengrant.abi.xen import DOMID_SELF
 from xengrant.embedded.domain import Active, Domain
 from xengrant.embedded.memory import Frames, Page
 from xengrant.grant_entries import EntriesV2
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 # Xen gives up on an entry that changes under it this often.
 _TRIES = 5
@@ -167,7 +163,7 @@ def _set_status_v2(
     buffer, at = entries.at(ref)
     _check_v2(_native.load32(buffer, at), domid, pinned=pinned, readonly=readonly, what="bad")
     status, status_at = entries.status_at(ref)
-    _or16(status, status_at, abi.GTF_READING | (0 if readonly else abi.GTF_WRITING))
+    _native.fetch_or8(status, status_at, abi.GTF_READING | (0 if readonly else abi.GTF_WRITING))
     _native.fence()
     try:
         _check_v2(_native.load32(buffer, at), domid, pinned=pinned, readonly=readonly, what="unstable")
@@ -187,19 +183,8 @@ def _check_v2(word: int, domid: int, *, pinned: bool, readonly: bool, what: str)
         raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"{what}: attempt to write-pin a read-only grant")
 
 
-def _or16(buffer: Buffer, at: int, bits: int) -> None:
-    value = _native.load16(buffer, at)
-    while (seen := _native.compare_exchange16(buffer, at, value, value | bits)) != value:
-        value = seen
-
-
-def _and16(buffer: Buffer, at: int, bits: int) -> None:
-    value = _native.load16(buffer, at)
-    while (seen := _native.compare_exchange16(buffer, at, value, value & bits)) != value:
-        value = seen
-
-
 def _clear_status(granter: Domain, ref: int, flags: int) -> None:
+    """Clear reading or writing, at once whatever the owner writes meanwhile: both are in the low byte."""
     entries = granter.table.entries
     buffer, at = entries.status_at(ref) if isinstance(entries, EntriesV2) else entries.at(ref)
-    _and16(buffer, at, ~flags & 0xFFFF)
+    _native.fetch_and8(buffer, at, ~flags & 0xFF)
