@@ -11,16 +11,18 @@ import signal
 import socket
 import stat
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import xengrant
-from xengrant.cli import main, metrics
+from xengrant.cli import main, metrics, metrics_http
 from xengrant.embedded import Machine
 
 from .shell import DEADLINE, SIGNALS, Running, User, one_line, sharing, until
@@ -61,7 +63,20 @@ def served(user: User, *arguments: str) -> tuple[Running, str]:
     return running, found[1]
 
 
-def fetched(url: str) -> str:
+def connected(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").partition("/")[0].split(":")
+    return socket.create_connection((host, int(port)), DEADLINE)
+
+
+def answered(url: str) -> bool:
+    """Whether a scrape has an answer, not a hang-up."""
+    try:
+        return bool(fetched(url))
+    except OSError:
+        return False
+
+
+def fetched(url: str | urllib.request.Request) -> str:
     with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         body: bytes = answer.read()
@@ -196,6 +211,7 @@ def test_a_file_is_written_again_until_a_signal(user: Users, machine: Machine, t
 
 WRITER = """
 import sys
+import time
 from xengrant.cli.metrics import replace_file
 while True:
     for letter in b"ab":
@@ -312,11 +328,56 @@ def test_there_is_nothing_but_metrics(user: Users) -> None:
 
 def test_a_client_that_says_nothing_keeps_nobody_waiting(user: Users) -> None:
     running, url = served(user(0))
-    host, port = url.removeprefix("http://").partition("/")[0].split(":")
-    with socket.create_connection((host, int(port)), DEADLINE):
+    with connected(url):
         assert samples(fetched(url))
         running.signal(signal.SIGTERM)
         assert running.ended().returncode == 0
+
+
+def test_clients_beyond_the_most_are_hung_up_on(user: Users) -> None:
+    _, url = served(user(0))
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(connected(url)) for _ in range(32)]
+        with connected(url) as last:
+            assert last.recv(1) == b""
+        silent[0].close()
+        until(lambda: answered(url), "the place of the client that went is another's")
+
+
+def test_where_no_client_can_be_accepted_it_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept = WSGIServer.get_request
+    failures = 3
+    pauses: list[float] = []
+
+    def failing(server: WSGIServer) -> object:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(server)
+
+    monkeypatch.setattr(WSGIServer, "get_request", failing)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with metrics_http.serving(list, 0) as url:
+        assert "xengrant_domain_up" in fetched(url)
+    assert pauses == [0.1] * 3
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:10617", "localhost", "LocalHost:1", "[::1]", "[::1]:10617"])
+def test_a_loopback_host_is_served(host: str) -> None:
+    with metrics_http.serving(list, 0) as url:
+        assert "xengrant_domain_up" in fetched(urllib.request.Request(url, headers={"Host": host}))
+
+
+@pytest.mark.parametrize("host", ["rebound.example", "rebound.example:10617", "127.0.0.1.example", "localhost@x", " "])
+def test_a_page_that_names_loopback_as_its_own_host_is_refused(host: str) -> None:
+    with metrics_http.serving(list, 0) as url:
+        request = urllib.request.Request(url, headers={"Host": host})
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=DEADLINE)
+        with error.value:
+            assert error.value.code == 403
+            assert error.value.read() == b"the Host must be 127.0.0.1, localhost or [::1]\n"
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,10 @@ __all__ = ["serving"]
 _ADDRESS = "127.0.0.1"
 # Of a client that says nothing, or takes nothing.
 _SECONDS = 60
+_MAX_CLIENTS = 32
+# Where no descriptor is left, clients wait so many seconds for one to come free.
+_ACCEPT_PAUSE = 0.1
+_OWN_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]*)?", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -78,9 +85,15 @@ def _gauge(family: Family) -> GaugeMetricFamily:
 
 
 def _guarded(app: WSGIApplication) -> WSGIApplication:
-    """`app` at /metrics only; where it cannot look, 503 and why."""
+    """`app` at /metrics only; where it cannot look, 503 and why.
+
+    A page of any site may have its own name resolve to 127.0.0.1 and so be let read the answer by the browser: the Host
+    that the browser then sends is the site's.
+    """
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if not _OWN_HOST.fullmatch(environ.get("HTTP_HOST", _ADDRESS)):
+            return _say(start_response, "403 Forbidden", "the Host must be 127.0.0.1, localhost or [::1]")
         if environ["PATH_INFO"] != "/metrics":
             return _say(start_response, "404 Not Found", "the metrics are at /metrics")
         try:
@@ -99,9 +112,40 @@ def _say(start_response: StartResponse, status: str, text: str) -> Iterable[byte
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each scrape, so that a client that stops halfway keeps no other from its figures."""
+    """A thread for each scrape, so that a client that stops halfway keeps no other from its figures.
+
+    Clients beyond `_MAX_CLIENTS` are hung up on.
+    """
 
     daemon_threads = True
+
+    def __init__(self, *args: Any) -> None:
+        self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
+        super().__init__(*args)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # The client is still there to be accepted, so the loop would come back at once.
+            time.sleep(_ACCEPT_PAUSE)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news."""
