@@ -118,6 +118,7 @@ class _Server(ThreadingMixIn, WSGIServer):
     """
 
     daemon_threads = True
+    request_queue_size = _MAX_CLIENTS
 
     def __init__(self, *args: Any) -> None:
         self._places = threading.BoundedSemaphore(_MAX_CLIENTS)
