@@ -305,6 +305,13 @@ def test_a_name_of_a_domain_cannot_write_to_the_terminal(user: Users, machine: M
             assert f"({shown})" in watch.line()
 
 
+def test_a_name_that_the_locale_cannot_write_is_escaped(user: Users, machine: Machine) -> None:
+    machine.create(4, name="größe")
+    done = user(0).run("ls", "--fields", "domid,name", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done
+    assert done.stdout.decode().splitlines()[-1].split() == ["4", r"gr\xf6\xdfe"]
+
+
 def test_colours_are_for_a_terminal_that_wants_them(machine: Machine) -> None:
     with sharing(machine.url(1), 2):
         arguments = ("ls", "1", "--url", machine.url(0))

@@ -135,6 +135,14 @@ def test_a_name_of_a_domain_stays_in_its_label(user: Users, machine: Machine) ->
     assert samples(fetched(url)) == samples(text)
 
 
+def test_the_text_is_utf8_in_every_locale(user: Users, machine: Machine) -> None:
+    machine.create(4, name="größe")
+    done = user(0).run("metrics", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == user(0).run("metrics", PYTHONIOENCODING="utf-8").stdout
+    assert samples(done.stdout.decode())["xengrant_domain_up", "4", "größe"] == 1
+
+
 def test_a_table_that_cannot_be_looked_at_is_down(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,14 @@ def test_a_table_that_is_wider_than_the_terminal_is_plain_lines(machine: Machine
         assert "max_frames" in text
 
 
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_tables_escape_what_the_terminal_has_no_letter_for(machine: Machine, no_color: str) -> None:
+    machine.create(4, name="größe")
+    status, shown = on_a_terminal("ls", "--url", machine.url(0), NO_COLOR=no_color, PYTHONIOENCODING="ascii")
+    assert status == 0
+    assert r"gr\xf6\xdfe" in shown
+
+
 @pytest.mark.parametrize("no_color", ["", "1"], ids=["drawn by rich", "plain"])
 def test_tables_escape_what_others_wrote(machine: Machine, no_color: str) -> None:
     if not no_color:

@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
                         name=family.name, labels=dict(zip(family.labels, labels, strict=True)), value=value
                     )
             else:
-                output.emit(_exposed(family))
+                output.emit_raw(_exposed(family))
     return 0
 
 
@@ -149,13 +149,13 @@ def _labels(grants: DomainGrants) -> tuple[str, str]:
     return str(grants.domid), printable(grants.name)
 
 
-def _exposed(family: Family) -> str:
-    """The metric in the text format, version 0.0.4."""
+def _exposed(family: Family) -> bytes:
+    """The metric in the text format, version 0.0.4, which is UTF-8 whatever the locale is."""
     lines = [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} gauge"]
     for values, value in family.samples:
         labels = ",".join(f'{name}="{_escaped(text)}"' for name, text in zip(family.labels, values, strict=True))
         lines.append(f"{family.name}{{{labels}}} {value}")
-    return "\n".join(lines)
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _escaped(label: str) -> str:
@@ -175,7 +175,7 @@ def _write_to(domain: xengrant.Domain, file: str, interval: float | None, *, jso
 
 
 def _write(domain: xengrant.Domain, file: str, *, json: bool) -> None:
-    replace_file(file, "".join(f"{_exposed(family)}\n" for family in families(look(domain))).encode())
+    replace_file(file, b"".join(map(_exposed, families(look(domain)))))
     if json:
         output.emit_json(event="written", output=file)
 

@@ -40,9 +40,9 @@ class ReaderGoneError(Exception):
 
 
 def emit(text: str = "") -> None:
-    """One line of data on stdout, at once."""
+    r"""One line of data on stdout, at once; what the charset there has not is written `\xNN` or `\uNNNN`."""
     with _reader_may_go():
-        print(text, flush=True)
+        print(_encodable(text), flush=True)
 
 
 def emit_json(**fields: Any) -> None:
@@ -51,7 +51,7 @@ def emit_json(**fields: Any) -> None:
 
 
 def emit_raw(data: bytes) -> None:
-    """Bytes as they are. The caller has made sure that stdout is no terminal."""
+    """Bytes as they are. The caller has made sure that stdout is no terminal, or that they do it no harm."""
     with _reader_may_go():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -65,7 +65,7 @@ def say(text: str) -> None:
 
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
     """Aligned columns; a cell whose text is a key of `styles` has that colour."""
-    rows = [[printable(cell) for cell in row] for row in rows]
+    rows = [[_encodable(printable(cell)) for cell in row] for row in rows]
     if len(rows) <= _RICH_ROWS and _rich_on(sys.stdout) and _rich_table(headers, rows, styles or {}):
         return
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
@@ -106,6 +106,16 @@ def waiting(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(printable(text))):
         yield
+
+
+def _encodable(text: str) -> str:
+    # Names are others' to choose, and the locale is not theirs: neither may end the tool halfway.
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding, sys.stdout.errors or "strict")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
 
 
 @contextlib.contextmanager
