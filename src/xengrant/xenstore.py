@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from xengrant.devices import Device
 
 __all__ = ["AsyncTransaction", "AsyncWatch", "AsyncXenStore", "Permission", "Transaction", "Watch", "XenStore"]
+
+# Seconds to wait for the answer to a request in which a signal handler raised, which may have lost it.
+_PATIENCE = 5
 
 
 class _Nodes:
@@ -176,7 +180,9 @@ class XenStore(Connection, _Nodes):
         self._check_open()
         outgoing = self._send(request, deadline)
         try:
-            if not self._reader.wait_until(lambda: request.done, deadline):
+            answered = self._reader.wait_until(lambda: request.done, deadline)
+            outgoing.interrupted = False
+            if not answered:
                 raise TimeoutError(f"xenstore did not answer {request.operation.name} in time")
         except BaseException:
             with self._reader.lock:
@@ -220,6 +226,7 @@ class XenStore(Connection, _Nodes):
         self._check_open()
         with self._reader.lock:
             outgoing = self._queue(request)
+        outgoing.interrupted = True
         try:
             self._flush(deadline)
         except BaseException:
@@ -232,7 +239,7 @@ class XenStore(Connection, _Nodes):
         while self._unsent:
             if not self._wait_for_turn(deadline):
                 raise TimeoutError("xenstore did not answer what was asked before in time")
-            if self._unsent[0].write_to(self._device):
+            if self._write_next():
                 with self._reader.lock:
                     self._written()
             elif not self._reader.wait_writable(deadline) or seconds_until(deadline) == 0:
@@ -242,6 +249,14 @@ class XenStore(Connection, _Nodes):
         """Wait until the next message may be written. A deadline that has passed waits for nothing, nor reads."""
         with self._reader.lock:
             if self._next_may_go():
+                return True
+        before = self._under_way
+        if before is not None and before.interrupted:
+            soon = time.monotonic() + _PATIENCE
+            if self._reader.wait_until(self._next_may_go, soon if deadline is None else min(soon, deadline)):
+                return True
+            if self._under_way is before and seconds_until(soon) == 0:
+                self._under_way = None
                 return True
         return seconds_until(deadline) != 0 and self._reader.wait_until(self._next_may_go, deadline)
 

@@ -193,7 +193,7 @@ class AsyncXenStore(Connection, _AsyncNodes):
 
     def _flush(self) -> None:
         """Write what there is to write; the rest when the descriptor takes it, or when `_readable` has an answer."""
-        while (may_go := bool(self._unsent) and self._next_may_go()) and self._unsent[0].write_to(self._device):
+        while (may_go := bool(self._unsent) and self._next_may_go()) and self._write_next():
             self._written()
         if may_go != self._is_writing:
             self._is_writing = may_go

@@ -31,9 +31,12 @@ class Outgoing:
         self.request = request
         self._left = codec.start(request)
         self.begun = False
+        self.interrupted = False  # while it is sent and waited for; then still where a signal handler raised
 
     def write_to(self, device: Device) -> bool:
         """Whether all of it is written now. What the device raises is the request's answer, or the connection's end."""
+        if not self._left:  # a signal handler raised just after the last write
+            return True
         try:
             taken = device.write(self._left)
         except BlockingIOError:
@@ -44,6 +47,9 @@ class Outgoing:
             name = errno.errorcode.get(error.errno, str(error.errno))
             self.request.finish(core.Refusal(self.request, error.errno, name))
             return True
+        except BaseException:  # a signal handler's: the message may be out, and then it is answered
+            self.begun, self._left = True, b""
+            raise
         self.begun = self.begun or taken > 0
         self._left = self._left[taken:]
         return not self._left
@@ -56,6 +62,7 @@ class Connection:
         self._device = device
         self._codec = core.Codec(device.name)
         self._unsent: deque[Outgoing] = deque()
+        self._under_way: Outgoing | None = None  # the last of which a write was tried
         self._warn = weakref.finalize(self, _close_unclosed, device, type(self).__name__)
         self._warn.atexit = False
 
@@ -94,9 +101,13 @@ class Connection:
         into the file's buffer), which xenstored of Xen 4.17 does not survive. And a WATCH or UNWATCH, which it handles
         inside write(), under the lock that it needs to take in any other answer, stops its xenstore for good.
         """
-        if self._unsent[0].begun:
-            return True
-        return self._codec.unanswered == sum(not outgoing.begun for outgoing in self._unsent)
+        before = self._under_way
+        return before is None or before is self._unsent[0] or not before.begun or before.request.done
+
+    def _write_next(self) -> bool:
+        """Whether all of the first of `_unsent` is written now."""
+        self._under_way = self._unsent[0]
+        return self._under_way.write_to(self._device)
 
     def _give_up(self, outgoing: Outgoing) -> None:
         """Nobody waits for the answer any more; what was not begun is not sent at all."""

@@ -125,11 +125,6 @@ class Codec:
         self._requests[request.id] = request
         return xs_wire.pack_message(request.operation, request.id, request.transaction_id, request.payload)
 
-    @property
-    def unanswered(self) -> int:
-        """How many requests were started and not answered yet."""
-        return len(self._requests)
-
     def forget(self, request: Request) -> None:
         """It was never sent."""
         self._requests.pop(request.id, None)

@@ -19,7 +19,7 @@ from types import FrameType
 
 import pytest
 
-from xengrant import meeting
+from xengrant import meeting, xenstore
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError, XenStoreError
@@ -570,6 +570,45 @@ def test_a_signal_just_after_the_lock_is_taken_leaves_it_free(guest: XenStore, u
     guest._writing = lock
     assert Worker(lambda: guest.read("domid", timeout=LONG)).get() == b"1"
     Worker(guest.close).get()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_signal_just_before_or_after_a_write_leaves_the_connection_usable(
+    guest: XenStore, written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xenstore, "_PATIENCE", 0.2)
+    write = guest._device.write
+
+    def interrupted(data: bytes) -> int:
+        if written:
+            write(data)
+        guest._device.write = write  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    guest._device.write = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        guest.read("domid")
+    for _ in range(3):
+        assert guest.read("domid", timeout=LONG) == b"1"
+
+
+def test_an_answer_that_a_signal_handler_lost_is_not_waited_for_for_ever(
+    guest: XenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xenstore, "_PATIENCE", 0.2)
+    read = guest._device.read
+
+    def lose(size: int) -> bytes:
+        if read(size):
+            guest._device.read = read  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+        return b""
+
+    guest._device.read = lose  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        guest.read("domid")
+    for _ in range(3):
+        assert guest.read("domid", timeout=LONG) == b"1"
 
 
 def test_a_signal_handler_may_close_what_its_own_thread_is_writing_to(server: StoreServer) -> None:
