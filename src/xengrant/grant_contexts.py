@@ -38,6 +38,8 @@ class Granted(Generic[T]):
         self._granted: list[int] = []
 
     def __enter__(self) -> T:
+        if self._granted:
+            raise RuntimeError("these pages are granted already, by a block that is entered")
         try:
             for ref, page in self._wanted:
                 self._table.grant_access(ref, self._domid, page, writable=self._writable)
@@ -50,6 +52,9 @@ class Granted(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, GeneratorExit):  # the block may be garbage, collected inside any call
+            self._table._call_outside(self._end_quietly)
+            return
         problems = self._end_each()
         self._granted.clear()
         raise_first(problems, error)
@@ -60,15 +65,18 @@ class Granted(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, GeneratorExit):  # nobody awaits it any more
+            self.__exit__(kind, error, trace)
+            return
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        problems: list[GrantBusy | ValueError] = []
+        problems: list[Exception] = []
         problems += (problem for problem in self._end_each() if not isinstance(problem, GrantBusy))
         try:
             while self._granted:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
                     await self._table.wait_end_access(self._granted[-1], left)
-                except (GrantBusy, ValueError) as problem:
+                except Exception as problem:
                     problems.append(problem)
                 self._granted.pop()
         except BaseException as stop:  # cancelled
@@ -76,9 +84,13 @@ class Granted(Generic[T]):
             raise
         raise_first(problems, error)
 
-    def _end_each(self) -> list[GrantBusy | ValueError]:
+    def _end_quietly(self) -> None:
+        self._end_each()
+        self._granted.clear()
+
+    def _end_each(self) -> list[Exception]:
         """End those that can be ended, the last first, and forget them; what is wrong with the others."""
-        problems: list[GrantBusy | ValueError] = []
+        problems: list[Exception] = []
         busy: list[int] = []
         for ref in reversed(self._granted):
             try:
@@ -86,13 +98,13 @@ class Granted(Generic[T]):
             except GrantBusy as problem:
                 busy.append(ref)
                 problems.append(problem)
-            except ValueError as problem:  # InvalidGrant, or the table's memory is closed
+            except Exception as problem:  # InvalidGrant, or the table's memory is closed, or what a page raised
                 problems.append(problem)
         self._granted[:] = reversed(busy)
         return problems
 
 
-def raise_first(problems: Sequence[GrantBusy | ValueError], error: BaseException | None) -> None:
+def raise_first(problems: Sequence[Exception], error: BaseException | None) -> None:
     """Note what is wrong on the body's error; without one, raise it: a busy one first, which needs care."""
     if error is None and problems:
         first, *others = sorted(problems, key=lambda problem: not isinstance(problem, GrantBusy))

@@ -1,24 +1,24 @@
-"""A lock that finalizers can deal with: `FinalizerLock`.
+"""A lock that finalizers and signal handlers can deal with: `FinalizerLock`, and `locked` for methods that take it.
 
 Garbage collection runs finalizers inside any call, also inside one that holds the lock which the finalizer needs:
 waiting for it there is a deadlock, and going on without it corruption. Here the finalizer leaves word, and whoever has
-the lock does it on leaving. Called by `GrantTable`.
+the lock does it on leaving. A signal handler that raises leaves the lock free: `with` of the plain lock takes it and
+lets go of it between two steps of Python's own, which a method `__enter__` of ours would not. Called by `GrantTable`.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-__all__ = ["FinalizerLock"]
+__all__ = ["FinalizerLock", "locked"]
 
 
 class FinalizerLock:
-    """A lock for `with`, and functions to call when it is let go of.
-
-    `plain` is the lock alone, faster: whoever takes that looks at `late` afterwards. Threads: any.
-    """
+    """`plain`, the lock, and what to call when it is let go of: whoever took it looks at `late`. Threads: any."""
 
     __slots__ = ("_callers", "late", "plain")
 
@@ -26,14 +26,6 @@ class FinalizerLock:
         self.plain = threading.Lock()
         self.late: deque[Callable[[], None]] = deque()
         self._callers: set[int] = set()  # the threads that call what was left
-
-    def __enter__(self) -> None:
-        self.plain.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self.plain.release()
-        if self.late:
-            self.call_late()
 
     def call(self, function: Callable[[], None]) -> None:
         """Call `function`, which may take the lock: now, or in the thread that has the lock, when it lets go of it."""
@@ -46,8 +38,7 @@ class FinalizerLock:
         What is left meanwhile by the functions themselves comes after them, not within.
         """
         thread = threading.get_ident()
-        while self.late and thread not in self._callers and self.plain.acquire(blocking=False):
-            self.plain.release()  # this thread has it not
+        while self.late and thread not in self._callers and not self.plain.locked():
             self._callers.add(thread)
             try:
                 while True:
@@ -58,3 +49,28 @@ class FinalizerLock:
                     function()
             finally:
                 self._callers.discard(thread)
+
+
+class _HasLock(Protocol):
+    _lock: FinalizerLock
+
+
+S = TypeVar("S", bound=_HasLock)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def locked(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Have a method called with its object's `_lock` held."""
+
+    @functools.wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        lock = self._lock
+        try:
+            with lock.plain:
+                return method(self, *args, **kwargs)
+        finally:
+            if lock.late:
+                lock.call_late()
+
+    return call

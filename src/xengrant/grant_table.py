@@ -22,7 +22,7 @@ from xengrant.arguments import checked_number
 from xengrant.errors import GrantBusy, GrantTableFull, InvalidGrant
 from xengrant.grant_contexts import Granted, raise_first
 from xengrant.grant_entries import GrantEntry, entries_of
-from xengrant.grant_lock import FinalizerLock
+from xengrant.grant_lock import FinalizerLock, locked
 from xengrant.grant_snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ class GrantTable:
     References come and go last in, first out, as Linux's do, so a ref number is reused at once; 0 to 7 are the domain
     builder's and never handed out. Each operation takes constant time for each reference, at any table size.
 
-    Threads: any call from any thread, and from any number of event loops; waiters are woken in their own.
+    Threads: any call from any thread, and from any number of event loops; waiters are woken in their own. Finalizers
+    may call anything that `with` blocks do. A signal handler that raises leaves the table sound, and what the call that
+    it interrupted was about to return stays held: a reference may be lost that way, never granted memory.
     """
 
     def __init__(
@@ -134,11 +136,7 @@ class GrantTable:
 
     def get_n_nowait(self, count: int) -> list[int]:
         """`count` free references, or none of them: an empty list where there are too few."""
-        checked_number("count", count, 1, _MAX_COUNT)
-        with self._lock:
-            if self._waiters:
-                self._serve()
-            return [] if self._waiters else self._take(count)
+        return self._take_unless_waited(checked_number("count", count, 1, _MAX_COUNT))
 
     async def get(self) -> int:
         """A free reference, waiting for one; otherwise as `get_n`."""
@@ -156,9 +154,7 @@ class GrantTable:
             raise GrantTableFull(errno.ENOSPC, text, limit="table")
         waiter = _Waiter(count, asyncio.get_running_loop())
         try:
-            with self._lock:
-                self._waiters[waiter] = None
-                self._serve()
+            self._wait_in_line(waiter)
             if not waiter.refs:
                 await waiter.served
         except BaseException:  # also GeneratorExit, which garbage collection may bring inside any call
@@ -202,9 +198,9 @@ class GrantTable:
         try:
             yield refs
         except BaseException as error:
-            raise_first(self._put_each(refs), error)
+            self._put_each(refs, error)
             raise
-        raise_first(self._put_each(refs), None)
+        self._put_each(refs)
 
     # Entries
 
@@ -216,6 +212,7 @@ class GrantTable:
         """One entry as it is now; `InvalidGrant` beyond the table."""
         return self.entries.read(ref)
 
+    @locked
     def grant_access(self, ref: int, domid: int, page: Grantable | int, *, writable: bool) -> None:
         """Let `domid` map `page` (or a frame number) through a reference that was gotten.
 
@@ -225,27 +222,34 @@ class GrantTable:
         checked_number("domid", domid, 0, self._max_domid)
         if not isinstance(page, int) and not hasattr(page, "frame"):
             raise TypeError(f"a page is a Page of domain.alloc_pages or a frame number, not {page!r}")
-        with self._lock:
-            self._check(ref, _HELD)
-            if isinstance(page, int):
-                self.entries.grant(ref, domid, page, writable=writable, ended=bool(self._ended[ref]))
-            else:
-                self._grant_page(ref, domid, page, writable=writable)
-            self._state[ref] = _GRANTED
+        self._check(ref, _HELD)
+        if isinstance(page, int):
+            frame = page
+        else:
+            frame = page.frame
+            page.hold()
+            self._pages[ref] = page
+        self._state[ref] = _GRANTED  # already, for a signal handler that raises as soon as the entry is
+        try:
+            self.entries.grant(ref, domid, frame, writable=writable, ended=bool(self._ended[ref]))
+        except BaseException as error:
+            if isinstance(error, InvalidGrant) or self.entries.is_invalid(ref):
+                self._release(ref)
+            raise
 
+    @locked
     def end_access(self, ref: int) -> None:
         """Revoke; the reference stays held, its page is given up.
 
         `GrantBusy` while the peer maps the page: entry, reference and page then stay held, and it is to be called
         again; `InvalidGrant` where nothing is granted.
         """
-        with self._lock:
-            self._check(ref, _GRANTED, _ENDING)
-            if self._state[ref] == _GRANTED:
-                self._revoke(ref)
-            elif self.entries.in_use(ref):
-                raise GrantBusy(f"reference {ref} is revoked, and still mapped")
-            self._end(ref)
+        self._check(ref, _GRANTED, _ENDING)
+        if self._state[ref] == _GRANTED:
+            self._revoke(ref)
+        elif self.entries.in_use(ref):
+            raise GrantBusy(f"reference {ref} is revoked, and still mapped")
+        self._end(ref)
 
     async def wait_end_access(self, ref: int, timeout: float | None = None) -> None:
         """`end_access` as soon as the peer has unmapped the page; `GrantBusy` where it has not after `timeout` seconds.
@@ -264,17 +268,17 @@ class GrantTable:
             await asyncio.sleep(left)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
+    @locked
     def make_readonly(self, ref: int) -> None:
         """Let the peer only read from now on; `GrantBusy` while it maps the page writable, and then nothing changed."""
-        with self._lock:
-            self._check(ref, _GRANTED)
-            self.entries.make_readonly(ref)
+        self._check(ref, _GRANTED)
+        self.entries.make_readonly(ref)
 
+    @locked
     def make_writable(self, ref: int) -> None:
         """Let the peer write too; it can when it maps the page anew."""
-        with self._lock:
-            self._check(ref, _GRANTED)
-            self.entries.make_writable(ref)
+        self._check(ref, _GRANTED)
+        self.entries.make_writable(ref)
 
     def grant(
         self, ref: int, domid: int, page: Grantable | int, *, writable: bool, timeout: float | None = None
@@ -363,15 +367,6 @@ class GrantTable:
             raise InvalidGrant(f"reference {ref} is beyond the table's {len(self._state)} entries")
         raise InvalidGrant(f"reference {ref} {_WHY_NOT[self._state[ref]]}")
 
-    def _grant_page(self, ref: int, domid: int, page: Grantable, *, writable: bool) -> None:
-        page.hold()
-        try:
-            self.entries.grant(ref, domid, page.frame, writable=writable, ended=bool(self._ended[ref]))
-        except BaseException:
-            page.drop()
-            raise
-        self._pages[ref] = page
-
     def _revoke(self, ref: int) -> None:
         try:
             self.entries.end_access(ref)
@@ -384,8 +379,12 @@ class GrantTable:
             raise
 
     def _end(self, ref: int) -> None:
-        self._state[ref] = _HELD
         self._ended[ref] = 1
+        self._release(ref)
+
+    def _release(self, ref: int) -> None:
+        """It is held again, its page given up."""
+        self._state[ref] = _HELD
         page = self._pages.pop(ref, None)
         if page is not None:
             page.drop()
@@ -399,23 +398,37 @@ class GrantTable:
         """
         self._lock.call(function)
 
+    @locked
+    def _take_unless_waited(self, count: int) -> list[int]:
+        if self._waiters:
+            self._serve()
+        return [] if self._waiters else self._take(count)
+
+    @locked
+    def _wait_in_line(self, waiter: _Waiter) -> None:
+        self._waiters[waiter] = None
+        self._serve()
+
+    @locked
     def _give_up(self, waiter: _Waiter) -> None:
         """Take back what a waiter was served that is no more."""
-        with self._lock:
-            self._waiters.pop(waiter, None)
-            refs, waiter.refs = waiter.refs, []
-            self._put_back(refs)
-            self._serve()
+        self._waiters.pop(waiter, None)
+        refs, waiter.refs = waiter.refs, []
+        self._put_back(refs)
+        self._serve()
 
-    def _put_each(self, refs: Sequence[int]) -> list[InvalidGrant]:
-        """Put back those that can be; what is wrong with the others."""
+    def _put_each(self, refs: Sequence[int], error: BaseException | None = None) -> None:
+        """Put back those that can be, at the end of a block that `error` ended; what is wrong as `raise_first` says."""
+        if isinstance(error, GeneratorExit):  # the block may be garbage, collected inside any call
+            self._call_outside(partial(self._put_each, refs, Exception()))
+            return
         problems = []
         for ref in refs:
             try:
                 self.put(ref)
-            except InvalidGrant as error:
-                problems.append(error)
-        return problems
+            except InvalidGrant as problem:
+                problems.append(problem)
+        raise_first(problems, error)
 
 
 _WHY_NOT = {

@@ -47,7 +47,7 @@ class Page:
         self.mapping = mapping
         self._held = 0
         self._closing = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # nothing is called with it held, and still a finalizer may drop a grant
 
     @property
     def closed(self) -> bool:
@@ -55,10 +55,12 @@ class Page:
 
     def hold(self) -> None:
         """A grant begins; `InterfaceClosed` where the page was given back."""
+        gone = self.mapping.closed
         with self._lock:
-            if self._closing or self.mapping.closed:
-                raise InterfaceClosed(f"page {self.frame:#x} was given back")
-            self._held += 1
+            gone = gone or self._closing
+            self._held += not gone
+        if gone:
+            raise InterfaceClosed(f"page {self.frame:#x} was given back")
 
     def drop(self) -> None:
         """A grant has ended."""
@@ -68,10 +70,11 @@ class Page:
     def close(self) -> None:
         """Give the page back. `GrantBusy` while it is granted, `BufferError` while views are alive; twice is fine."""
         with self._lock:
-            if self._held:
-                times = f"{self._held} reference{'s' * (self._held > 1)}"
-                raise GrantBusy(f"page {self.frame:#x} is granted through {times}: end_access first")
-            self._closing = True
+            held = self._held
+            self._closing = self._closing or not held
+        if held:
+            times = f"{held} reference{'s' * (held > 1)}"
+            raise GrantBusy(f"page {self.frame:#x} is granted through {times}: end_access first")
         try:
             self.mapping.close()  # without the lock: other mappings' ends may be told in it
         except BaseException:
