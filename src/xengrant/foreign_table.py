@@ -86,8 +86,9 @@ class ForeignGrantTable:
             self._unmap()
             self._ending.clear()
             self.entries = entries_of(version, ())
-            self._map_frames(frames)
             self._snapshot = Snapshot(self.entries)
+            self._map_frames(frames)
+            self._snapshot.refresh(self.entries)
             return True
         self._map_frames(frames)
         return self._snapshot.refresh(self.entries)

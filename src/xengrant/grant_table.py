@@ -60,7 +60,8 @@ class GrantTable:
     """A domain's own table: which references are free, and the entries of those that are held.
 
     `frames` are its first frames, buffers of one or more of 4096 bytes, `status_frames` those of version 2's status.
-    `grow()` gives the next frame, or None where the hypervisor refuses, and is called until there are `max_frames`.
+    `grow(n)` gives frame `n`, the next, or None where the hypervisor refuses, and is called until there are
+    `max_frames`; where a signal handler raised, for the same frame once more.
     `max_domid` is the highest that may be granted to.
     References come and go last in, first out, as Linux's do, so a ref number is reused at once; 0 to 7 are the domain
     builder's and never handed out. Each operation takes constant time for each reference, at any table size.
@@ -77,7 +78,7 @@ class GrantTable:
         version: int = 1,
         status_frames: Iterable[Buffer] = (),
         max_frames: int = 0,
-        grow: Callable[[], NewFrames | None] | None = None,
+        grow: Callable[[int], NewFrames | None] | None = None,
         max_domid: int = DOMID_FIRST_RESERVED - 1,
     ) -> None:
         self.entries = entries_of(version, frames, status_frames)
@@ -346,11 +347,13 @@ class GrantTable:
         first = len(self.entries)
         try:
             for _ in range(extra):
-                new = self._grow()
+                number = len(self.entries.frames)
+                new = self._grow(number)
                 if new is None:
                     break
-                if new.status is not None:
-                    self.entries.status_frames.add(new.status)
+                status_frames = self.entries.status_frames
+                if new.status is not None and len(status_frames) == number // abi.V2_FRAMES_PER_STATUS_FRAME:
+                    status_frames.add(new.status)
                 self.entries.frames.add(new.frame)
         finally:
             self._state.extend(bytes(len(self.entries) - first))

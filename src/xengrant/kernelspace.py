@@ -141,8 +141,7 @@ class Kernel:
             arg = abi.pack_table()
             self._device.ioctl(abi.TABLE, arg)
             self._version, max_frames = abi.unpack_table(arg)
-            self._next = 0
-            first = self._grow()
+            first = self._grow(0)
             assert first is not None
             self.table = GrantTable(
                 [first.frame],
@@ -219,18 +218,17 @@ class Kernel:
             mapping.close_on_release()
         self._device.close()
 
-    def _grow(self) -> NewFrames | None:
+    def _grow(self, number: int) -> NewFrames | None:
         """The table's next frame, each a mapping of its own, which a forked child cannot touch unawares."""
         try:
-            frame = self._map_table(abi.TABLE_OFFSET, self._next)
+            frame = self._map_table(abi.TABLE_OFFSET, number)
             status = None
-            if self._version == 2 and self._next % V2_FRAMES_PER_STATUS_FRAME == 0:
-                status = self._map_table(abi.STATUS_OFFSET, self._next // V2_FRAMES_PER_STATUS_FRAME)
+            if self._version == 2 and number % V2_FRAMES_PER_STATUS_FRAME == 0:
+                status = self._map_table(abi.STATUS_OFFSET, number // V2_FRAMES_PER_STATUS_FRAME)
         except InterfaceUnavailable:  # the domain is no more, and waiting for references would not end
             raise
         except OSError:
             return None
-        self._next += 1
         return NewFrames(frame, status)
 
     def _map_table(self, base: int, number: int) -> Mapping:

@@ -38,8 +38,14 @@ class TableMemory:
         """References of one frame, without the reserved ones."""
         return self.per_frame - abi.NR_RESERVED_ENTRIES
 
-    def grow(self) -> NewFrames | None:
-        return self._add() if len(self.frames) < self.maximum else None
+    def grow(self, number: int) -> NewFrames | None:
+        """Frame `number`, where it was asked for before too, as a hypervisor gives it."""
+        if number == len(self.frames) < self.maximum:
+            self._add()
+        if number >= len(self.frames):
+            return None
+        needed = self.version == 2 and number % abi.V2_FRAMES_PER_STATUS_FRAME == 0
+        return NewFrames(self.frames[number], self.status[number // abi.V2_FRAMES_PER_STATUS_FRAME] if needed else None)
 
     def entry(self, ref: int) -> bytes:
         """The bytes of an entry, as Xen reads them."""
@@ -75,12 +81,11 @@ class TableMemory:
         number, i = divmod(ref, abi.V2_STATUS_PER_FRAME)
         return self.status[number], i * abi.V2_STATUS_SIZE
 
-    def _add(self) -> NewFrames:
+    def _add(self) -> None:
         needed = self.version == 2 and len(self.frames) % abi.V2_FRAMES_PER_STATUS_FRAME == 0
         self.frames.append(bytearray(PAGE_SIZE))
         if needed:
             self.status.append(bytearray(PAGE_SIZE))
-        return NewFrames(self.frames[-1], self.status[-1] if needed else None)
 
 
 class FakePage:

@@ -135,10 +135,10 @@ def test_a_finalizer_inside_the_tables_own_call_ends_a_grant_after_it(version: i
         table.put(ref)
         done.append(ref)
 
-    def grow() -> NewFrames | None:
+    def grow(number: int) -> NewFrames | None:
         gc.collect()
         assert done == []  # inside the call it would corrupt the table, or wait for itself
-        return memory.grow()
+        return memory.grow(number)
 
     table = GrantTable(memory.frames, version=version, status_frames=memory.status, max_frames=2, grow=grow)
     refs = table.get_n_nowait(memory.room)
@@ -154,7 +154,7 @@ def test_whoever_gave_up_inside_a_call_is_seen_after_any_call(version: int) -> N
     memory = TableMemory(version, maximum=2)
     waiting: list[object] = []
 
-    def grow() -> NewFrames | None:
+    def grow(number: int) -> NewFrames | None:
         waiting.clear()
         gc.collect()
         return None

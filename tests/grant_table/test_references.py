@@ -103,10 +103,10 @@ def test_a_table_whose_growth_is_refused_hands_out_nothing(version: int) -> None
 def test_growth_that_fails_half_way_leaves_the_table_whole(version: int) -> None:
     memory = TableMemory(version, maximum=4)
 
-    def grow() -> NewFrames | None:
+    def grow(number: int) -> NewFrames | None:
         if len(memory.frames) == 2:
             raise MemoryError
-        return memory.grow()
+        return memory.grow(number)
 
     table = GrantTable(memory.frames, version=version, status_frames=memory.status, max_frames=4, grow=grow)
     with pytest.raises(MemoryError):
@@ -119,10 +119,32 @@ def test_growth_that_fails_half_way_leaves_the_table_whole(version: int) -> None
     assert table.num_held == 0
 
 
+def test_a_frame_that_a_signal_handler_lost_is_asked_for_again(version: int) -> None:
+    memory = TableMemory(version, maximum=3)
+    interruptions = [1, 2]
+
+    def grow(number: int) -> NewFrames | None:
+        new = memory.grow(number)
+        if number in interruptions:
+            interruptions.remove(number)
+            raise KeyboardInterrupt
+        return new
+
+    table = GrantTable(memory.frames, version=version, status_frames=memory.status, max_frames=3, grow=grow)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            table.get_n_nowait(2 * memory.per_frame)
+    refs = table.get_n_nowait(table.capacity)
+    assert sorted(refs) == list(range(NR_RESERVED_ENTRIES, 3 * memory.per_frame))
+    table.grant_access(refs[-1], 3, 7, writable=True)
+    assert any(memory.entry(refs[-1]))  # where Xen looks
+    assert table.read(refs[-1]).granted
+
+
 @pytest.mark.parametrize("frames", [[], [bytearray(4095)], [bytearray(0)]], ids=["none", "odd", "empty"])
 def test_a_table_has_whole_frames_and_one_at_least(frames: list[bytearray], version: int) -> None:
     with pytest.raises(ValueError, match=r"frame"):
-        GrantTable(frames, version=version, status_frames=[bytearray(4096)], max_frames=4, grow=lambda: None)
+        GrantTable(frames, version=version, status_frames=[bytearray(4096)], max_frames=4, grow=lambda number: None)
 
 
 def test_a_table_is_of_version_1_or_2() -> None:

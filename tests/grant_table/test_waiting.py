@@ -150,7 +150,7 @@ def test_the_table_grows_for_those_who_wait(version: int) -> None:
 def test_growth_that_fails_keeps_nobody_waiting_for_it(version: int) -> None:
     memory = TableMemory(version)
 
-    def grow() -> NewFrames | None:
+    def grow(number: int) -> NewFrames | None:
         raise MemoryError
 
     table = GrantTable(memory.frames, version=version, status_frames=memory.status, max_frames=2, grow=grow)

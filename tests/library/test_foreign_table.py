@@ -352,6 +352,23 @@ def test_a_table_that_began_anew_is_mapped_anew(frames: int, version: int) -> No
         assert not table.refresh()
 
 
+def test_one_whose_mapping_fails_then_can_be_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakePrivcmd(2)
+    with ForeignGrantTable(device, 3, writable=False) as table:
+        device.version = 2
+
+        def fail(*args: object, **kwargs: object) -> Mapping:
+            raise OSError(errno.ENOMEM, "no memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "mmap", fail)
+            with pytest.raises(OSError, match="no memory"):
+                table.refresh()
+        assert table.refresh()
+        assert granted_to(table) == [0, 1]
+        assert table.snapshot.version == 2
+
+
 def test_what_was_revoked_before_a_table_began_anew_is_forgotten() -> None:
     device = FakePrivcmd(1, version=2)
     with ForeignGrantTable(device, 3, writable=True) as table:

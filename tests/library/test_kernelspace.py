@@ -423,9 +423,9 @@ def test_a_share_that_is_collected_inside_the_tables_own_call_is_revoked_after_i
     assert real is not None
     found: list[int] = []
 
-    def grow() -> object:
+    def grow(number: int) -> object:
         found.append(gc.collect())
-        return real()
+        return real(number)
 
     table._grow = grow  # type: ignore[assignment]
     del cycle

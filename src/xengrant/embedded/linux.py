@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from xengrant.embedded.domain import Domain, Table
+from xengrant.embedded.domain import Domain
 from xengrant.embedded.memory import Frames, Page
 from xengrant.errors import GrantBusy, InvalidGrant
-from xengrant.grant_table import GrantTable, NewFrames
+from xengrant.grant_table import GrantTable
 
 _LOG_LINES = 1000
 _FOREVER = 1e15
@@ -49,15 +49,15 @@ class Linux:
         self.deferred: deque[_Deferred] = deque()
         self.gntalloc_pages = 0
         self.gntdev_grants = 0  # of all maps, mapped or not
-        table, grow = domain.table, _Grow(domain.table)
-        first = grow()
+        table = domain.table
+        first = table.new_frames(0)
         assert first is not None
         self.table = GrantTable(
             [first.frame],
             version=table.version,
             status_frames=[] if first.status is None else [first.status],
             max_frames=table.max_frames,
-            grow=grow,
+            grow=table.new_frames,
             max_domid=0xFFFF,  # nobody checks it, so it is granted to somebody who cannot be
         )
 
@@ -136,17 +136,3 @@ class Linux:
                         self.log(f"xen/grant-table: g.e. {entry.ref:#x} still pending")
                     self.deferred.append(entry)
         self._start_timer()
-
-
-class _Grow:
-    """The guest's next grant frame, which Xen may have already, since dom0 can grow the table too."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._next = 0
-
-    def __call__(self) -> NewFrames | None:
-        frames = self._table.new_frames(self._next)
-        if frames is not None:
-            self._next += 1
-        return frames
