@@ -309,6 +309,29 @@ def test_a_grant_can_be_entered_again(memory: TableMemory, table: GrantTable, re
         assert granted(memory, refs) == []
 
 
+def test_a_grant_is_not_entered_twice_at_once(memory: TableMemory, table: GrantTable, refs: list[int]) -> None:
+    grant = table.grant(refs[0], 3, 7, writable=True)
+    with grant:
+        with pytest.raises(RuntimeError, match="granted already"):
+            grant.__enter__()
+        assert granted(memory, refs) == refs[:1]
+    assert granted(memory, refs) == []
+
+
+def test_what_a_page_raises_keeps_no_other_page_granted(
+    memory: TableMemory, table: GrantTable, refs: list[int]
+) -> None:
+    class Failing(FakePage):
+        def drop(self) -> None:
+            raise LookupError("drop")
+
+    pages = [FakePage(), Failing(), FakePage()]
+    with pytest.raises(LookupError, match="drop"), table.grants(refs[:3], 3, pages, writable=True):
+        pass
+    assert granted(memory, refs) == []
+    assert pages[0].held == pages[2].held == 0
+
+
 def test_a_grant_that_ended_busy_can_be_entered_again(
     memory: TableMemory, table: GrantTable, refs: list[int]
 ) -> None:
