@@ -230,6 +230,7 @@ class XenStore(Connection, _Nodes):
         try:
             self._flush(deadline)
         except BaseException:
+            outgoing.interrupted = seconds_until(deadline) != 0  # else the time was out
             with self._reader.lock:
                 self._give_up(outgoing)
             raise
@@ -250,15 +251,16 @@ class XenStore(Connection, _Nodes):
         with self._reader.lock:
             if self._next_may_go():
                 return True
-        before = self._under_way
-        if before is not None and before.interrupted:
+        while seconds_until(deadline) != 0:
+            before = self._under_way
+            may_be_lost = before is not None and before.may_be_lost
             soon = time.monotonic() + _PATIENCE
             if self._reader.wait_until(self._next_may_go, soon if deadline is None else min(soon, deadline)):
                 return True
-            if self._under_way is before and seconds_until(soon) == 0:
+            if may_be_lost and self._under_way is before and seconds_until(soon) == 0:
                 self._under_way = None
                 return True
-        return seconds_until(deadline) != 0 and self._reader.wait_until(self._next_may_go, deadline)
+        return False
 
     def _end_watch(self, events: core.Events) -> None:
         if not self.closed:

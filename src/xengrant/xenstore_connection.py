@@ -33,6 +33,11 @@ class Outgoing:
         self.begun = False
         self.interrupted = False  # while it is sent and waited for; then still where a signal handler raised
 
+    @property
+    def may_be_lost(self) -> bool:
+        """Whether a signal handler raised in its call, and may have taken the answer with it."""
+        return self.interrupted and self.request.abandoned
+
     def write_to(self, device: Device) -> bool:
         """Whether all of it is written now. What the device raises is the request's answer, or the connection's end."""
         if not self._left:  # a signal handler raised just after the last write

@@ -611,6 +611,33 @@ def test_an_answer_that_a_signal_handler_lost_is_not_waited_for_for_ever(
         assert guest.read("domid", timeout=LONG) == b"1"
 
 
+def test_an_answer_that_is_late_is_waited_for_by_the_next_request(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: two under way at a time are what Linux' device does not survive."""
+    monkeypatch.setattr(xenstore, "_PATIENCE", 0.05)
+    store = XenStore(server.device(1))
+    read = store._device.read
+    answers = threading.Event()
+
+    def late(size: int) -> bytes:
+        if not answers.is_set():
+            raise BlockingIOError
+        return read(size)
+
+    store._device.read = late  # type: ignore[method-assign]
+    first = Worker(lambda: store.read("domid"))
+    until(lambda: store._under_way is not None and store._under_way.begun, "the first was never written")
+    under_way = store._under_way
+    with pytest.raises(TimeoutError):
+        store.read("domid", timeout=0.5)
+    assert store._under_way is under_way
+    answers.set()
+    assert first.get() == b"1"
+    assert store.read("domid", timeout=LONG) == b"1"
+    store.close()
+
+
 def test_a_signal_handler_may_close_what_its_own_thread_is_writing_to(server: StoreServer) -> None:
     device = server.device(1)
     store = XenStore(device)
