@@ -7,7 +7,7 @@
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
  * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
- * whole grant tables. native.h is what the files share, and this one makes the module of them: a function of the
+ * whole grant tables; ring.c has the two ends of a ring of bytes. native.h is what the files share, and this one makes the module of them: a function of the
  * module is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
@@ -55,8 +55,21 @@ static PyMethodDef native_methods[] = {
     {"tally_grants", tally_grants, METH_VARARGS,
      "tally_grants($module, version, frames, status, /)\n--\n\n"
      "Entries in use of a private copy by peer: (domid, granted, read-only, mapped, mapped for writing), by domid."},
+    FASTCALL(ask_notify, "buffer, offset, bits",
+             "Set the bits with which this end asks to be told, and fence: look at the ring again afterwards."),
+    FASTCALL(take_notify, "buffer, offset, bits",
+             "Fence, and clear the bits with which the peer asks to be told: whether one was set. After an index was stored."),
     {NULL, NULL, 0, NULL},
 };
+
+static int
+add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int result = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
+    Py_XDECREF(type);
+    return result;
+}
 
 static int
 native_exec(PyObject *module)
@@ -81,12 +94,8 @@ native_exec(PyObject *module)
     if (held == NULL)
         return -1;
     ((State *)PyModule_GetState(module))->held = (PyTypeObject *)held;
-    PyObject *descriptor = PyType_FromModuleAndSpec(module, &descriptor_spec, NULL);
-    if (descriptor == NULL)
-        return -1;
-    int result = PyModule_AddObjectRef(module, "Descriptor", descriptor);
-    Py_DECREF(descriptor);
-    if (result < 0 || PyModule_AddObjectRef(module, "Held", held) < 0)
+    if (add_type(module, "Descriptor", &descriptor_spec) < 0 || add_type(module, "RingReader", &reader_spec) < 0 ||
+        add_type(module, "RingWriter", &writer_spec) < 0 || PyModule_AddObjectRef(module, "Held", held) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "Mapping", mapping);
 }
@@ -120,8 +129,8 @@ static PyModuleDef_Slot native_slots[] = {
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "xengrant._native",
-    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, Descriptor, an open file, and "
-             "Held, what it makes.",
+    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, Descriptor, an open file, "
+             "Held, what it makes, and RingReader and RingWriter.",
     .m_size = sizeof(State),
     .m_methods = native_methods,
     .m_slots = native_slots,

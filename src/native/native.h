@@ -48,6 +48,12 @@ extern PyObject *copy_entries(PyObject *module, PyObject *args);
 extern PyObject *decode_grants(PyObject *module, PyObject *args);
 extern PyObject *tally_grants(PyObject *module, PyObject *args);
 
+/* ---- Rings of bytes, and a vchan's notify bytes ------------------------------------------------------------ */
+
+extern PyType_Spec reader_spec;
+extern PyType_Spec writer_spec;
+extern Fastcall ask_notify, take_notify;
+
 /* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
 
 #define CLOSED ((uint32_t)1 << 31)
