@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import copy
 import errno
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -224,21 +225,42 @@ class Port(_BasePort):
         later is lost; with ``unmask=False`` it stays masked until `unmask`. Raises `TimeoutError` after `timeout`
         seconds, `PeerClosed` when `peer` is gone, `InterfaceClosed` when the port is closed meanwhile.
         """
+        if not self._wait_until(lambda: self._take(peer), timeout, peer):
+            raise self._no_event(timeout)
+        if unmask:
+            self._channels._device.write(self._unmasking)
+
+    def wait_until(self, found: Callable[[], bool], timeout: float | None = None, *, peer: Peer | None = None) -> bool:
+        """Wait until `found()` holds; False where `timeout` seconds come first.
+
+        `found` looks at the shared memory: now, and after each event, which is taken and the port unmasked before. It
+        must not wait. Several threads may wait for different things: each event has all of them look. Raises as `wait`.
+        """
+
+        def look() -> bool:
+            self._check_open()
+            if self._pending:
+                self._pending = False
+                self._channels._device.write(self._unmasking)
+            if found():
+                return True
+            if peer is not None:
+                peer.check()
+            return False
+
+        return self._wait_until(look, timeout, peer)
+
+    def _wait_until(self, look: Callable[[], bool], timeout: float | None, peer: Peer | None) -> bool:
         self._check_open()
         deadline = deadline_after(timeout)
         reader = self._channels._reader
         if peer is None:
-            found = reader.wait_until(lambda: self._take(None), deadline)
-        else:
-            peer.on_gone(reader.wake)
-            try:
-                found = reader.wait_until(lambda: self._take(peer), deadline)
-            finally:
-                peer.discard_on_gone(reader.wake)
-        if not found:
-            raise self._no_event(timeout)
-        if unmask:
-            self._channels._device.write(self._unmasking)
+            return reader.wait_until(look, deadline)
+        peer.on_gone(reader.wake)
+        try:
+            return reader.wait_until(look, deadline)
+        finally:
+            peer.discard_on_gone(reader.wake)
 
     def _wake(self) -> None:
         self._channels._reader.wake()
@@ -288,6 +310,22 @@ class AsyncPort(_BasePort):
     def __init__(self, channels: AsyncEventChannels, number: int, remote_domid: int) -> None:
         super().__init__(channels, number, remote_domid)
         self._news = asyncio.Event()
+        self._listener: Callable[[], None] | None = None
+
+    def set_listener(self, listener: Callable[[], None] | None) -> None:
+        """Have `listener` called in the loop for each event, which is taken and the port unmasked before; or for none.
+
+        And once more when the port or its interface is closed, or fails; then `check` raises.
+        """
+        self._listener = listener
+        if listener is not None and self._pending:
+            self._set_pending()
+
+    def check(self) -> None:
+        """`InterfaceClosed` where the port is closed, what went wrong where events come no more."""
+        self._check_open()
+        if self._channels._failure is not None:
+            raise copy.copy(self._channels._failure) from self._channels._failure
 
     async def wait(self, timeout: float | None = None, *, peer: AsyncPeer | None = None, unmask: bool = True) -> None:
         """As `Port.wait`."""
@@ -314,16 +352,23 @@ class AsyncPort(_BasePort):
 
     def _take(self, peer: Peer | AsyncPeer | None) -> bool:
         taken = super()._take(peer)
-        if not taken and self._channels._failure is not None:
-            raise copy.copy(self._channels._failure) from self._channels._failure
+        if not taken:
+            self.check()
         return taken
 
     def _set_pending(self) -> None:
-        self._pending = True
-        self._news.set()
+        if self._listener is None:
+            self._pending = True
+            self._news.set()
+            return
+        self._pending = False
+        self._channels._device.write(self._unmasking)
+        self._listener()
 
     def _wake(self) -> None:
         self._news.set()
+        if self._listener is not None:
+            self._listener()
 
 
 class AsyncEventChannels(_Channels[AsyncPort]):

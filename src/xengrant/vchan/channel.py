@@ -1,0 +1,230 @@
+"""One end of a vchan without any waiting: its two rings, who is live, and who wants to be told of what.
+
+`offer` makes a server's end and `attach` a client's; `endpoint` and `streams` wait for it, each in its own way. What a
+peer may write at any time is copied once and checked: orders and refs when the client attaches, indices in `_native`.
+The behaviour is libxenvchan's (tools/libs/vchan/{init,io}.c), but for its private copies and what it asks to be told.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from xengrant._native import RingReader, RingWriter, ask_notify, fetch_or8, load8, load16, store8, store16, take_notify
+from xengrant.abi import libxenvchan as abi
+from xengrant.errors import PeerClosed, ProtocolError
+from xengrant.gntshr import UnmapNotify
+from xengrant.gnttab import Grant
+from xengrant.vchan.keys import Keys
+from xengrant.vchan.orders import choose_orders
+
+if TYPE_CHECKING:
+    from xengrant.domain import Domain
+    from xengrant.evtchn import AsyncPort, Port
+    from xengrant.memory import Mapping
+
+__all__ = ["Channel", "attach", "offer"]
+
+
+class Place(NamedTuple):
+    """Where a ring's bytes lie; inside the shared page that is at the ring's own size."""
+
+    memory: Mapping
+    start: int
+    size: int
+
+
+class Channel:
+    """The rings of one end. `incoming` is what it reads from, `outgoing` what it writes to.
+
+    Threads: one may read while another writes.
+    """
+
+    def __init__(
+        self,
+        control: Mapping,
+        left: Place,
+        right: Place,
+        port: Port | AsyncPort,
+        held: ExitStack,
+        *,
+        is_server: bool,
+    ) -> None:
+        self.control = control
+        self.port = port
+        self.is_server = is_server
+        self.persists = False
+        self.keys: Keys | None = None
+        self.closed = False
+        self._held = held
+        self._notify = port.notify
+        read, write = (left, right) if is_server else (right, left)
+        left_indices, right_indices = (abi.LEFT_CONS, abi.LEFT_PROD), (abi.RIGHT_CONS, abi.RIGHT_PROD)
+        read_indices, write_indices = (left_indices, right_indices) if is_server else (right_indices, left_indices)
+        self.incoming = RingReader(control, *read_indices, read.memory, read.start, read.size)
+        self.outgoing = RingWriter(control, *write_indices, write.memory, write.start, write.size)
+        self._read_memory, self._write_memory = read.memory, write.memory
+        self._live, self._peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
+        # Where this end asks to be told, and where the peer does.
+        self._ask, self._asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the peer is there, or is still awaited."""
+        return self.persists or load8(self.control, self._peer_live) != abi.LIVE_GONE
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether this is a server whose client has not come yet."""
+        return self.is_server and load8(self.control, abi.CLI_LIVE) == abi.LIVE_AWAITED
+
+    def connect(self) -> None:
+        """As a client: say that it is here."""
+        store8(self.control, abi.CLI_LIVE, abi.LIVE_CONNECTED)
+        fetch_or8(self.control, abi.SRV_NOTIFY, abi.NOTIFY_WRITE)
+        self._notify()
+
+    # Data. Each tells the peer where that asked for it, and only then.
+
+    def write(self, data: memoryview) -> int:
+        """Write what fits: how many bytes."""
+        count = self.outgoing.write(data)
+        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
+            self._notify()
+        return count
+
+    def read(self, most: int) -> bytes:
+        """Take what is there, at most `most` bytes."""
+        data = self.incoming.read(most)
+        if data and take_notify(self.control, self._asked, abi.NOTIFY_READ):
+            self._notify()
+        return data
+
+    def readinto(self, buffer: memoryview | bytearray) -> int:
+        """Take what is there and fits: how many bytes."""
+        count = self.incoming.readinto(buffer)
+        if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
+            self._notify()
+        return count
+
+    def peek(self) -> memoryview:
+        """The bytes that are there up to the ring's end, in place."""
+        at, length = self.incoming.peek()
+        return memoryview(self._read_memory).toreadonly()[at : at + length]
+
+    def consume(self, count: int) -> None:
+        self.incoming.consume(count)
+        if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
+            self._notify()
+
+    def reserve(self) -> memoryview:
+        """The room that is free up to the ring's end, in place."""
+        at, length = self.outgoing.reserve()
+        return memoryview(self._write_memory)[at : at + length]
+
+    def commit(self, count: int) -> None:
+        self.outgoing.commit(count)
+        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
+            self._notify()
+
+    # Looking before waiting. What comes after False is told by an event.
+
+    def has_data(self, wanted: int) -> bool:
+        """Whether that many bytes are there, or no more will come; else the peer is asked to tell when it writes."""
+        if self.incoming.ready >= wanted:
+            return True
+        ask_notify(self.control, self._ask, abi.NOTIFY_WRITE)
+        return self.incoming.ready >= wanted or not self.is_open
+
+    def has_space(self, wanted: int) -> bool:
+        """Whether that many bytes fit, or nobody reads any more; else the peer is asked to tell when it reads."""
+        if self.outgoing.space >= wanted:
+            return True
+        ask_notify(self.control, self._ask, abi.NOTIFY_READ)
+        return self.outgoing.space >= wanted or not self.is_open
+
+    def close(self) -> None:
+        """Say goodbye and give the memory back; `BufferError` while views of it are alive, and nothing changes.
+
+        The peer keeps what was written before, in its own mapping, and reads it to the end.
+        """
+        if self.closed:
+            return
+        memories = {id(memory): memory for memory in (self.control, self._read_memory, self._write_memory)}
+        exports = sum(memory.exports for memory in memories.values())
+        if exports:
+            raise BufferError(f"cannot close a vchan with {exports} views of its rings alive: release them first")
+        self.closed = True
+        try:
+            if not self.control.closed:
+                store8(self.control, self._live, abi.LIVE_GONE)
+                if not self.port.closed:
+                    self._notify()
+        finally:
+            self._held.close()
+
+
+def offer(domain: Domain, port: Port | AsyncPort, read_size: int, write_size: int) -> Channel:
+    """A server's end for the port's remote domain, with rings of at least so many bytes; `keys` are for its client.
+
+    Raises as `Gntshr.share_pages`. The port stays the caller's.
+    """
+    orders = choose_orders(read_size, write_size)
+    domid = port.remote_domid
+    with ExitStack() as held, domain.gntshr() as gntshr:
+        notify = UnmapNotify(clear_byte=abi.SRV_LIVE, port=port)
+        page = held.enter_context(gntshr.share_pages(domid, 1, writable=True, notify=notify))
+        control = page.mapping
+        store16(control, abi.LEFT_ORDER, orders[0])
+        store16(control, abi.RIGHT_ORDER, orders[1])
+        store8(control, abi.CLI_LIVE, abi.LIVE_AWAITED)
+        store8(control, abi.SRV_LIVE, abi.LIVE_CONNECTED)
+        store8(control, abi.CLI_NOTIFY, abi.NOTIFY_WRITE)
+        refs: list[int] = []
+        rings = []
+        for order in orders:
+            memory = control
+            if abi.ring_pages(order):
+                share = held.enter_context(gntshr.share_pages(domid, abi.ring_pages(order), writable=True))
+                refs += share.refs
+                memory = share.mapping
+            rings.append(_place(memory, order))
+        control[abi.GRANTS : abi.GRANTS + len(abi.pack_refs(refs))] = abi.pack_refs(refs)
+        channel = Channel(control, rings[0], rings[1], port, held.pop_all(), is_server=True)
+    channel.keys = Keys(page.refs[0], port.number)
+    return channel
+
+
+def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
+    """A client's end of what the port's remote domain offers; `connect` then says that it is here.
+
+    Raises `MapError` where the page is not there any more, `ProtocolError` where it makes no sense, `PeerClosed` where
+    the server has closed already. The port stays the caller's.
+    """
+    domid = port.remote_domid
+    with ExitStack() as held:
+        gnttab = held.enter_context(domain.gnttab())
+        notify = UnmapNotify(clear_byte=abi.CLI_LIVE, port=port)
+        control = held.enter_context(gnttab.map(Grant(domid, keys.ring_ref), writable=True, notify=notify)).mapping
+        if load8(control, abi.SRV_LIVE) == abi.LIVE_GONE:
+            raise PeerClosed(errno.EPIPE, f"the server in domain {domid} has closed this vchan")
+        orders = load16(control, abi.LEFT_ORDER), load16(control, abi.RIGHT_ORDER)
+        if not abi.fits(*orders):
+            raise ProtocolError(f"domain {domid} offers a vchan with rings of order {orders[0]} and {orders[1]}")
+        refs = abi.unpack_refs(control[abi.GRANTS : abi.GRANTS + 4 * sum(map(abi.ring_pages, orders))])
+        rings = []
+        for order, writable in zip(orders, (True, False), strict=True):
+            memory = control
+            pages = abi.ring_pages(order)
+            if pages:
+                grants = [Grant(domid, ref) for ref in refs[:pages]]
+                del refs[:pages]
+                memory = held.enter_context(gnttab.map(grants, writable=writable)).mapping
+            rings.append(_place(memory, order))
+        return Channel(control, rings[0], rings[1], port, held.pop_all(), is_server=False)
+
+
+def _place(memory: Mapping, order: int) -> Place:
+    size = 1 << order
+    return Place(memory, size if order < abi.PAGE_ORDER else 0, size)
