@@ -42,9 +42,9 @@ class Vchan:
 
     `send` and `recv` move messages whole, `write`, `read` and `readinto` a stream; `reserve` with `commit` and `peek`
     with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and then raises
-    `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read` gives b"". All may raise
-    `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone, `InterfaceClosed` where
-    this end is closed meanwhile.
+    `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read` gives b"". All
+    may raise `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone, and
+    `InterfaceClosed` where this end is closed meanwhile.
 
     Threads: any call from any thread; those that read do so one after the other, those that write too.
     """
