@@ -22,8 +22,8 @@ typedef uint16_t domid_t;
 /* ---- The calls under way ------------------------------------------------------------------------------- */
 
 /* Begins a call: the file's number, or -1 where it is closed. */
-static int
-hold(Descriptor *self)
+int
+hold_descriptor(Descriptor *self)
 {
     uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
     do {
@@ -34,8 +34,8 @@ hold(Descriptor *self)
 }
 
 /* Ends a call; 0, and nothing is done, where none is under way. The call that an abandoned file was in ends too. */
-static int
-drop(Descriptor *self)
+int
+drop_descriptor(Descriptor *self)
 {
     uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
     do {
@@ -70,10 +70,10 @@ void
 end_grants(Mapping *self)
 {
     struct ioctl_gntdev_unmap_grant_ref request = {.index = self->index, .count = pages_of(self)};
-    int fd = hold(self->granted);
+    int fd = hold_descriptor(self->granted);
     if (fd >= 0) {
         ioctl(fd, IOCTL_GNTDEV_UNMAP_GRANT_REF, &request);
-        drop(self->granted);
+        drop_descriptor(self->granted);
     }
 }
 
@@ -162,7 +162,7 @@ descriptor_share(PyObject *object, PyTypeObject *type, PyObject *const *args, Py
     int writable = PyObject_IsTrue(args[2]);
     if (writable < 0 || check_held_type(state, args[3]) < 0)
         return NULL;
-    int fd = domid < 0 || count < 0 ? -1 : hold(device);
+    int fd = domid < 0 || count < 0 ? -1 : hold_descriptor(device);
     if (fd < 0)
         Py_RETURN_NONE;
     /* The kernel copies sizeof(*request) back, which has room for two refs. */
@@ -177,7 +177,7 @@ descriptor_share(PyObject *object, PyTypeObject *type, PyObject *const *args, Py
         share = share_pages(fd, request, state, (PyTypeObject *)args[3], args[0]);
     }
     PyMem_Free(request);
-    drop(device);
+    drop_descriptor(device);
     return share;
 }
 
@@ -298,13 +298,13 @@ descriptor_map(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_s
         return NULL;
     PyObject *request = pack_grants(grants, args[1]);
     Py_DECREF(grants);
-    int fd = request == NULL || request == Py_None ? -1 : hold(device);
+    int fd = request == NULL || request == Py_None ? -1 : hold_descriptor(device);
     if (fd < 0) {
         Py_XDECREF(request);
         return request == NULL ? NULL : Py_NewRef(Py_None);
     }
     PyObject *mapped = map_grants(device, fd, request, state, (PyTypeObject *)args[3], args[4], writable);
-    drop(device);
+    drop_descriptor(device);
     Py_DECREF(request);
     return mapped;
 }
@@ -330,14 +330,14 @@ descriptor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 static PyObject *
 descriptor_hold(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromLong(hold((Descriptor *)object));
+    return PyLong_FromLong(hold_descriptor((Descriptor *)object));
 }
 
 static PyObject *
 descriptor_drop(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    if (!drop((Descriptor *)object)) {
-        PyErr_SetString(PyExc_RuntimeError, "drop() without a hold(): no call of this file is under way");
+    if (!drop_descriptor((Descriptor *)object)) {
+        PyErr_SetString(PyExc_RuntimeError, "drop_descriptor() without a hold_descriptor(): no call of this file is under way");
         return NULL;
     }
     Py_RETURN_NONE;
@@ -384,9 +384,9 @@ static PyMethodDef descriptor_methods[] = {
      "MAP_GRANT_REF's argument. None, and nothing is done, if that is not what they are, where the file is closed, and\n"
      "where the kernel refuses."},
     {"hold", descriptor_hold, METH_NOARGS,
-     "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
+     "hold_descriptor($self, /)\n--\n\nBegin a call: the file's number, until drop_descriptor(). -1 where it is closed."},
     {"drop", descriptor_drop, METH_NOARGS,
-     "drop($self, /)\n--\n\nEnd a call that hold() began. RuntimeError where none is under way."},
+     "drop_descriptor($self, /)\n--\n\nEnd a call that hold_descriptor() began. RuntimeError where none is under way."},
     {"close", descriptor_close, METH_NOARGS,
      "close($self, /)\n--\n\nRefuse new calls, and close the file with the last one under way."},
     {"abandon", descriptor_abandon, METH_NOARGS,

@@ -7,7 +7,8 @@
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
  * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
- * whole grant tables; ring.c has the two ends of a ring of bytes. native.h is what the files share, and this one makes the module of them: a function of the
+ * whole grant tables; ring.c has the two ends of a ring of bytes, and doorbell.c
+ * a port that they wait on. native.h is what the files share, and this one makes the module of them: a function of the
  * module is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
@@ -62,11 +63,14 @@ static PyMethodDef native_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* `kept`, where there is one, holds a reference too. */
 static int
-add_type(PyObject *module, const char *name, PyType_Spec *spec)
+add_type(PyObject *module, const char *name, PyType_Spec *spec, PyTypeObject **kept)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
     int result = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
+    if (kept != NULL)
+        *kept = (PyTypeObject *)Py_XNewRef(type);
     Py_XDECREF(type);
     return result;
 }
@@ -94,8 +98,11 @@ native_exec(PyObject *module)
     if (held == NULL)
         return -1;
     ((State *)PyModule_GetState(module))->held = (PyTypeObject *)held;
-    if (add_type(module, "Descriptor", &descriptor_spec) < 0 || add_type(module, "RingReader", &reader_spec) < 0 ||
-        add_type(module, "RingWriter", &writer_spec) < 0 || PyModule_AddObjectRef(module, "Held", held) < 0)
+    State *state = PyModule_GetState(module);
+    if (add_type(module, "Descriptor", &descriptor_spec, &state->descriptor) < 0 ||
+        add_type(module, "Doorbell", &doorbell_spec, &state->doorbell) < 0 ||
+        add_type(module, "RingReader", &reader_spec, NULL) < 0 || add_type(module, "RingWriter", &writer_spec, NULL) < 0 ||
+        PyModule_AddObjectRef(module, "Held", held) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "Mapping", mapping);
 }
@@ -106,6 +113,8 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     State *state = PyModule_GetState(module);
     Py_VISIT(state->mapping);
     Py_VISIT(state->held);
+    Py_VISIT(state->descriptor);
+    Py_VISIT(state->doorbell);
     return 0;
 }
 
@@ -115,6 +124,8 @@ native_clear(PyObject *module)
     State *state = PyModule_GetState(module);
     Py_CLEAR(state->mapping);
     Py_CLEAR(state->held);
+    Py_CLEAR(state->descriptor);
+    Py_CLEAR(state->doorbell);
     return 0;
 }
 

@@ -17,6 +17,8 @@
 typedef struct {
     PyTypeObject *mapping;
     PyTypeObject *held;
+    PyTypeObject *descriptor;
+    PyTypeObject *doorbell;
 } State;
 
 extern Py_ssize_t page_size; /* from the module's exec on */
@@ -48,12 +50,6 @@ extern PyObject *copy_entries(PyObject *module, PyObject *args);
 extern PyObject *decode_grants(PyObject *module, PyObject *args);
 extern PyObject *tally_grants(PyObject *module, PyObject *args);
 
-/* ---- Rings of bytes, and a vchan's notify bytes ------------------------------------------------------------ */
-
-extern PyType_Spec reader_spec;
-extern PyType_Spec writer_spec;
-extern Fastcall ask_notify, take_notify;
-
 /* ---- Descriptor: an open file that is closed once no call uses it ------------------------------------------ */
 
 #define CLOSED ((uint32_t)1 << 31)
@@ -70,6 +66,47 @@ typedef struct {
 } Descriptor;
 
 extern PyType_Spec descriptor_spec;
+
+/* Begins a call: the file's number, or -1 where it is closed. */
+int hold_descriptor(Descriptor *self);
+
+/* Ends a call; 0, and nothing is done, where none is under way. */
+int drop_descriptor(Descriptor *self);
+
+/* ---- Doorbell: an event channel port that one program waits on -------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Descriptor *bell;
+    Descriptor *life; /* or NULL */
+    uint32_t port;
+    char is_kernels;
+    int waker;          /* an eventfd */
+    uint32_t changes;   /* counts whatever has those who wait look again; a futex */
+    uint32_t followers; /* threads that wait for `changes` */
+    uint32_t led;       /* 1 while a thread polls */
+    uint32_t wakes;     /* counts calls of wake() */
+} Doorbell;
+
+extern PyType_Spec doorbell_spec;
+
+typedef enum { CHANGED, TIMED_OUT, INTERRUPTED, SILENCED } Waited;
+
+#define NEVER UINT64_MAX
+
+/* Without the GIL: waits until `changes` is not `seen`, or the deadline of the monotonic clock, in nanoseconds. */
+Waited wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline);
+
+uint64_t monotonic_now(void);
+
+/* timeout in seconds, or None: a deadline. 0, or -1 and an error is set. */
+int parse_timeout(PyObject *timeout, uint64_t *deadline);
+
+/* ---- Rings of bytes, and a vchan's notify bytes ------------------------------------------------------------ */
+
+extern PyType_Spec reader_spec;
+extern PyType_Spec writer_spec;
+extern Fastcall ask_notify, take_notify;
 
 /* ---- Mapping: pages that cannot be unmapped under a view ------------------------------------------------- */
 

@@ -4,13 +4,13 @@
  *
  * An end's own index is a private variable; what it says in shared memory is for the peer only. The peer's is loaded
  * once in each call and then checked: it may not run backwards, nor further than the ring has bytes. Whatever the peer
- * writes, no byte outside the ring is touched, and no call loops on what it writes but `spin`, whose time is bounded.
+ * writes, no byte outside the ring is touched, and no call loops on what it writes but `wait`, which has a timeout.
  */
 
 #include "native.h"
 
+#include <sched.h>
 #include <string.h>
-#include <time.h>
 
 typedef struct {
     PyObject_HEAD
@@ -37,14 +37,10 @@ typedef struct {
 } Opened;
 
 static int
-ring_open(Ring *self, Opened *opened)
+take_buffers(Ring *self, Opened *opened)
 {
-    if (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
-        PyErr_SetString(PyExc_RuntimeError, "another thread is using this end of the ring: let one at a time do so");
-        return -1;
-    }
     if (PyObject_GetBuffer(self->indices, &opened->indices, PyBUF_WRITABLE) < 0)
-        goto idle;
+        return -1;
     if (PyObject_GetBuffer(self->data, &opened->data, self->writes ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
         goto release;
     Py_ssize_t words = opened->indices.len - (Py_ssize_t)sizeof(uint32_t);
@@ -56,7 +52,27 @@ ring_open(Ring *self, Opened *opened)
     PyBuffer_Release(&opened->data);
 release:
     PyBuffer_Release(&opened->indices);
-idle:
+    return -1;
+}
+
+static void
+release_buffers(Opened *opened)
+{
+    PyBuffer_Release(&opened->data);
+    PyBuffer_Release(&opened->indices);
+}
+
+/* One call at a time: another waits, and leaves the first the GIL, which that may need to finish. */
+static int
+ring_open(Ring *self, Opened *opened)
+{
+    while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
+        Py_BEGIN_ALLOW_THREADS
+        sched_yield();
+        Py_END_ALLOW_THREADS
+    }
+    if (take_buffers(self, opened) == 0)
+        return 0;
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
     return -1;
 }
@@ -64,15 +80,8 @@ idle:
 static void
 ring_close(Ring *self, Opened *opened)
 {
-    PyBuffer_Release(&opened->data);
-    PyBuffer_Release(&opened->indices);
+    release_buffers(opened);
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
-}
-
-static uint32_t
-load_peer(const Ring *self, const Opened *opened)
-{
-    return __atomic_load_n((uint32_t *)((char *)opened->indices.buf + self->peer_at), __ATOMIC_ACQUIRE);
 }
 
 static void
@@ -92,7 +101,7 @@ refuse(const Ring *self, uint32_t peer)
 static int
 look(Ring *self, const Opened *opened)
 {
-    uint32_t peer = load_peer(self, opened);
+    uint32_t peer = __atomic_load_n((uint32_t *)((char *)opened->indices.buf + self->peer_at), __ATOMIC_ACQUIRE);
     uint32_t apart = self->writes ? self->own - peer : peer - self->own;
     uint32_t may = self->writes ? self->size - apart : apart;
     if (apart > self->size || may < self->seen) {
@@ -107,9 +116,10 @@ look(Ring *self, const Opened *opened)
 static void
 publish(Ring *self, const Opened *opened, uint32_t count)
 {
-    self->own += count;
+    uint32_t own = self->own + count;
+    __atomic_store_n(&self->own, own, __ATOMIC_RELAXED); /* `wait` of another thread reads it */
     self->seen -= count;
-    __atomic_store_n((uint32_t *)((char *)opened->indices.buf + self->own_at), self->own, __ATOMIC_RELEASE);
+    __atomic_store_n((uint32_t *)((char *)opened->indices.buf + self->own_at), own, __ATOMIC_RELEASE);
 }
 
 static void
@@ -319,44 +329,127 @@ ring_advance(PyObject *object, PyObject *argument)
                         count, seen, self->writes ? "free" : "ready");
 }
 
-static uint64_t
-now(void)
+/* ---- Waiting ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint32_t *peer;
+    uint8_t *live;  /* not 0 while the peer is there, or NULL */
+    uint8_t *asked; /* where to ask the peer to tell */
+    uint8_t bit;
+    uint32_t wanted;
+    uint64_t poll;
+    uint64_t deadline;
+} Awaited;
+
+typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT } Outcome;
+
+/* Whether so many bytes are there. A lie counts too: the call that follows refuses it. */
+static int
+is_ready(const Ring *self, const Awaited *awaited)
 {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+    uint32_t peer = __atomic_load_n(awaited->peer, __ATOMIC_ACQUIRE);
+    uint32_t own = __atomic_load_n(&self->own, __ATOMIC_RELAXED);
+    uint32_t apart = self->writes ? own - peer : peer - own;
+    return apart > self->size || (self->writes ? self->size - apart : apart) >= awaited->wanted;
 }
 
-static PyObject *
-ring_spin(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+static int
+spin(const Ring *self, const Awaited *awaited)
 {
-    Ring *self = (Ring *)object;
-    uint32_t wanted, nanoseconds;
-    if (check_count("spin", nargs, 2) < 0 || parse_value(args[0], 32, &wanted) < 0 ||
-        parse_value(args[1], 32, &nanoseconds) < 0)
-        return NULL;
-    Opened opened;
-    if (ring_open(self, &opened) < 0)
-        return NULL;
-    int enough = 0, passed = 0;
-    Py_BEGIN_ALLOW_THREADS
-    uint64_t end = now() + nanoseconds;
-    while (!enough && !passed) {
-        passed = now() >= end;
-        for (int i = 0; !enough && i < 32; i++) {
-            uint32_t peer = load_peer(self, &opened);
-            uint32_t apart = self->writes ? self->own - peer : peer - self->own;
-            enough = (self->writes ? self->size - apart : apart) >= wanted; /* a lie too: look() refuses it */
+    uint64_t end = monotonic_now() + awaited->poll;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (is_ready(self, awaited))
+                return 1;
 #if defined(__x86_64__) || defined(__i386__)
             __builtin_ia32_pause();
 #elif defined(__aarch64__)
             __asm__ volatile("yield");
 #endif
         }
+    } while (monotonic_now() < end);
+    return 0;
+}
+
+/* Waits until the bytes are there, asking the peer to tell and looking again afterwards: no event is lost. */
+static Outcome
+await_bytes(const Ring *self, const Awaited *awaited, Doorbell *doorbell, uint32_t wakes, int *interrupted)
+{
+    if (is_ready(self, awaited) || (awaited->poll != 0 && spin(self, awaited)))
+        return READY;
+    for (;;) {
+        uint32_t seen = __atomic_load_n(&doorbell->changes, __ATOMIC_SEQ_CST);
+        __atomic_fetch_or(awaited->asked, awaited->bit, __ATOMIC_SEQ_CST);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (is_ready(self, awaited))
+            return READY;
+        /* What the peer wrote before it went is there by now. */
+        if (awaited->live != NULL && __atomic_load_n(awaited->live, __ATOMIC_ACQUIRE) == 0)
+            return is_ready(self, awaited) ? READY : PEER_GONE;
+        if (__atomic_load_n(&doorbell->wakes, __ATOMIC_SEQ_CST) != wakes)
+            return WOKEN;
+        switch (wait_for_change(doorbell, seen, awaited->deadline)) {
+        case CHANGED:
+            break;
+        case TIMED_OUT:
+            return is_ready(self, awaited) ? READY : LATE;
+        case SILENCED:
+            return is_ready(self, awaited) ? READY : SILENT;
+        case INTERRUPTED:
+            *interrupted = 1;
+            return WOKEN;
+        }
     }
-    Py_END_ALLOW_THREADS
-    ring_close(self, &opened);
-    return PyBool_FromLong(enough);
+}
+
+static PyObject *
+ring_wait(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    Ring *self = (Ring *)object;
+    State *state = PyType_GetModuleState(type);
+    Awaited awaited;
+    uint32_t bit, wakes, poll;
+    Py_ssize_t live, asked;
+    if (names != NULL && PyTuple_Size(names) != 0) {
+        PyErr_SetString(PyExc_TypeError, "wait() takes no keyword arguments");
+        return NULL;
+    }
+    if (check_count("wait", nargs, 8) < 0 || parse_value(args[0], 32, &awaited.wanted) < 0 ||
+        parse_offset(args[2], &live) < 0 || parse_offset(args[3], &asked) < 0 || parse_value(args[4], 8, &bit) < 0 ||
+        parse_value(args[5], 32, &wakes) < 0 || parse_value(args[6], 32, &poll) < 0 ||
+        parse_timeout(args[7], &awaited.deadline) < 0)
+        return NULL;
+    if (!PyObject_TypeCheck(args[1], state->doorbell)) {
+        PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[1]);
+        return NULL;
+    }
+    Doorbell *doorbell = (Doorbell *)args[1];
+    Opened opened;
+    if (take_buffers(self, &opened) < 0)
+        return NULL;
+    Outcome outcome = WOKEN;
+    int interrupted = 0;
+    if (live >= opened.indices.len || asked < 0 || asked >= opened.indices.len) {
+        PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
+        interrupted = -1;
+    } else {
+        char *page = opened.indices.buf;
+        awaited.peer = (uint32_t *)(page + self->peer_at);
+        awaited.live = live < 0 ? NULL : (uint8_t *)page + live;
+        awaited.asked = (uint8_t *)page + asked;
+        awaited.bit = (uint8_t)bit;
+        awaited.poll = poll;
+        do {
+            interrupted = 0;
+            Py_BEGIN_ALLOW_THREADS
+            outcome = await_bytes(self, &awaited, doorbell, wakes, &interrupted);
+            Py_END_ALLOW_THREADS
+            if (interrupted && PyErr_CheckSignals() < 0)
+                interrupted = -1;
+        } while (interrupted > 0);
+    }
+    release_buffers(&opened);
+    return interrupted < 0 ? NULL : PyLong_FromLong(outcome);
 }
 
 static PyObject *
@@ -371,10 +464,12 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(__atomic_load_n(&((Ring *)object)->own, __ATOMIC_RELAXED));
 }
 
-#define SPIN                                                                                                 \
-    {"spin", (PyCFunction)(void (*)(void))ring_spin, METH_FASTCALL,                                          \
-     "spin($self, wanted, nanoseconds, /)\n--\n\n"                                                           \
-     "Look again and again, without the GIL, until `wanted` bytes are there or that time has passed: whether they are."}
+#define WAIT                                                                                                 \
+    {"wait", METHOD(ring_wait),                                                                              \
+     "wait($self, wanted, doorbell, live, asked, bit, wakes, poll, timeout, /)\n--\n\n"                      \
+     "Wait until `wanted` bytes are there (0), the peer's byte at `live` in `indices` is 0 (1; -1 for no such byte),\n"  \
+     "`timeout` seconds have passed (2), the doorbell's `wakes` is another (3), or no event can come any more (4).\n"   \
+     "Looks again and again for `poll` nanoseconds, then sets `bit` in the byte at `asked`, looks, and sleeps."}
 
 static PyMethodDef reader_methods[] = {
     {"read", reader_read, METH_O, "read($self, most, /)\n--\n\nTake what is ready, at most that many bytes; b\"\" for none."},
@@ -384,7 +479,7 @@ static PyMethodDef reader_methods[] = {
      "peek($self, /)\n--\n\nOffset in `data` and length of the bytes that are ready, up to the ring's end."},
     {"consume", ring_advance, METH_O,
      "consume($self, count, /)\n--\n\nGive the peer the room of the next bytes. ValueError for more than were seen ready."},
-    SPIN,
+    WAIT,
     {NULL, NULL, 0, NULL},
 };
 
@@ -394,7 +489,7 @@ static PyMethodDef writer_methods[] = {
      "reserve($self, /)\n--\n\nOffset in `data` and length of the room that is free, up to the ring's end."},
     {"commit", ring_advance, METH_O,
      "commit($self, count, /)\n--\n\nShow the peer the next bytes. ValueError for more than were seen free."},
-    SPIN,
+    WAIT,
     {NULL, NULL, 0, NULL},
 };
 
@@ -417,7 +512,7 @@ static PyGetSetDef writer_getset[] = {
     WHAT " end of a ring of `size` bytes, a power of two, at byte `start` of `data`; `cons` and `prod` are the byte\n" \
     "offsets of its indices in `indices`. It goes on from where they are. Every call but size and the own index may\n" \
     "raise ProtocolError: the peer's index ran backwards, or beyond the ring.\n\n"                           \
-    "Threads: one call at a time (RuntimeError); the two ends are independent of each other."
+    "Threads: any call from any thread, one after the other; `wait` beside others. The two ends are independent."
 
 static PyType_Slot reader_slots[] = {
     {Py_tp_doc, RING_DOC(RingReader, "The consuming")},

@@ -21,6 +21,7 @@ from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, P
 from xengrant.waiting import SharedReader, deadline_after
 
 if TYPE_CHECKING:
+    from xengrant._native import Doorbell
     from xengrant.devices import Device
     from xengrant.peer import AsyncPeer, Peer
 
@@ -225,42 +226,29 @@ class Port(_BasePort):
         later is lost; with ``unmask=False`` it stays masked until `unmask`. Raises `TimeoutError` after `timeout`
         seconds, `PeerClosed` when `peer` is gone, `InterfaceClosed` when the port is closed meanwhile.
         """
-        if not self._wait_until(lambda: self._take(peer), timeout, peer):
-            raise self._no_event(timeout)
-        if unmask:
-            self._channels._device.write(self._unmasking)
-
-    def wait_until(self, found: Callable[[], bool], timeout: float | None = None, *, peer: Peer | None = None) -> bool:
-        """Wait until `found()` holds; False where `timeout` seconds come first.
-
-        `found` looks at the shared memory: now, and after each event, which is taken and the port unmasked before. It
-        must not wait. Several threads may wait for different things: each event has all of them look. Raises as `wait`.
-        """
-
-        def look() -> bool:
-            self._check_open()
-            if self._pending:
-                self._pending = False
-                self._channels._device.write(self._unmasking)
-            if found():
-                return True
-            if peer is not None:
-                peer.check()
-            return False
-
-        return self._wait_until(look, timeout, peer)
-
-    def _wait_until(self, look: Callable[[], bool], timeout: float | None, peer: Peer | None) -> bool:
         self._check_open()
         deadline = deadline_after(timeout)
         reader = self._channels._reader
         if peer is None:
-            return reader.wait_until(look, deadline)
-        peer.on_gone(reader.wake)
-        try:
-            return reader.wait_until(look, deadline)
-        finally:
-            peer.discard_on_gone(reader.wake)
+            found = reader.wait_until(lambda: self._take(None), deadline)
+        else:
+            peer.on_gone(reader.wake)
+            try:
+                found = reader.wait_until(lambda: self._take(peer), deadline)
+            finally:
+                peer.discard_on_gone(reader.wake)
+        if not found:
+            raise self._no_event(timeout)
+        if unmask:
+            self._channels._device.write(self._unmasking)
+
+    def doorbell(self) -> Doorbell:
+        """This port to ring and wait on in `_native`, for a ring's end; from then on nobody else is to `wait`.
+
+        It takes the events of every port of the interface: let there be no other.
+        """
+        self._check_open()
+        return self._channels._device.doorbell(self.number)
 
     def _wake(self) -> None:
         self._channels._reader.wake()

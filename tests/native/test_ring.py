@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import signal
+import socket
 import struct
 import threading
+import time
+from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xengrant._native import RingReader, RingWriter, ask_notify, take_notify
+from xengrant._native import Descriptor, Doorbell, RingReader, RingWriter, ask_notify, take_notify
 from xengrant.errors import ProtocolError
 
 _START, _SIZE = 64, 256
@@ -159,41 +164,184 @@ def test_the_ring_is_collected_with_its_buffers() -> None:
     assert gone.is_set()
 
 
-def test_two_threads_at_once_in_one_end_are_told() -> None:
-    memory = _memory()
-    reader = _reader(memory)
-    seen: list[type[BaseException]] = []
-    spinning = threading.Thread(target=reader.spin, args=(1, 1_000_000_000))
-    spinning.start()
-    while spinning.is_alive() and not seen:
-        try:
-            _ = reader.ready
-        except RuntimeError as error:
-            seen.append(type(error))
-    _writer(memory).write(b"x")  # ends the spinning
-    spinning.join(10)
-    assert seen == [RuntimeError]
-
-
-def test_two_threads_stream_megabytes_without_a_lock() -> None:
-    """Each end in its own thread, larger pieces without the GIL: every byte once, and in order."""
-    size = 1 << 18
+def test_threads_in_one_end_take_turns() -> None:
+    """Copies of this size are made without the GIL: were two at it at once, bytes would come twice."""
+    size = 1 << 20
     memory = bytearray(4096 + size)
     writer, reader = RingWriter(memory, 0, 4, memory, 4096, size), RingReader(memory, 0, 4, memory, 4096, size)
-    data = bytes(range(251)) * (1 << 16)
-    got = bytearray()
+    writer.write(bytes(i >> 14 & 0xFF for i in range(size)))
+    taken: list[bytes] = []
 
-    def read() -> None:
-        while len(got) < len(data) and reader.spin(1, 2_000_000_000):
-            got.extend(reader.read(100_000))
+    def take() -> None:
+        while data := reader.read(1 << 14):
+            taken.append(data)
+            assert reader.ready <= size
 
-    reading = threading.Thread(target=read)
-    reading.start()
-    at = 0
-    while at < len(data) and writer.spin(1, 2_000_000_000):
-        at += writer.write(memoryview(data)[at : at + 77_777])
-    reading.join(30)
-    assert got == data
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(map(bytes, taken)) == [bytes([i]) * (1 << 14) for i in range(64)]
+
+
+class _Bell:
+    """A doorbell as an embedded machine's port has it: two sockets, each end's events in the other's."""
+
+    def __init__(self) -> None:
+        self.ends = socket.socketpair()
+        self.life = socket.socketpair()
+        self.here, self.there = (
+            Doorbell(Descriptor(os.dup(end.fileno())), -1, Descriptor(os.dup(self.life[0].fileno())))
+            for end in self.ends
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for end in (*self.ends, *self.life):
+            end.close()
+
+
+_LIVE, _ASKED, _BIT = 8, 9, 1
+_READY, _GONE, _LATE, _WOKEN, _SILENT = range(5)
+
+
+def _wait(
+    ring: RingReader | RingWriter, doorbell: Doorbell, wanted: int = 1, timeout: float | None = 10, poll: int = 0
+) -> int:
+    return ring.wait(wanted, doorbell, _LIVE, _ASKED, _BIT, doorbell.wakes, poll, timeout)
+
+
+def _live_memory() -> bytearray:
+    memory = _memory()
+    memory[_LIVE], memory[_ASKED] = 1, 0
+    return memory
+
+
+def test_a_wait_asks_to_be_told_and_ends_with_the_event() -> None:
+    memory = _live_memory()
+    reader, writer = _reader(memory), _writer(memory)
+    with _Bell() as bell:
+        assert _wait(reader, bell.here, timeout=0) == _LATE
+        assert memory[_ASKED] == _BIT
+
+        def answer() -> None:
+            writer.write(b"x")
+            assert take_notify(memory, _ASKED, _BIT)
+            bell.there.ring()
+
+        threading.Timer(0.05, answer).start()
+        assert _wait(reader, bell.here) == _READY
+        assert reader.read(10) == b"x"
+
+
+def test_a_wait_ends_where_the_peer_is_gone_but_what_it_wrote_is_read() -> None:
+    memory = _live_memory()
+    reader, writer = _reader(memory), _writer(memory)
+    with _Bell() as bell:
+        writer.write(b"last")
+        memory[_LIVE] = 0
+        assert _wait(reader, bell.here, 4) == _READY
+        assert _wait(reader, bell.here, 5) == _GONE
+        assert reader.wait(5, bell.here, -1, _ASKED, _BIT, 0, 0, 0.01) == _LATE, "-1: nobody's end counts"
+
+
+def test_a_wait_is_woken_and_ends_with_the_machine() -> None:
+    memory = _live_memory()
+    reader = _reader(memory)
+    with _Bell() as bell:
+        before = bell.here.wakes
+        bell.here.wake()
+        assert reader.wait(1, bell.here, _LIVE, _ASKED, _BIT, before, 0, 10) == _WOKEN
+        threading.Timer(0.05, bell.here.wake).start()
+        assert _wait(reader, bell.here) == _WOKEN
+        bell.life[1].close()
+        assert _wait(reader, bell.here) == _SILENT
+
+
+def test_polling_sees_what_comes_without_an_event() -> None:
+    memory = _live_memory()
+    reader, writer = _reader(memory), _writer(memory)
+    with _Bell() as bell:
+        threading.Timer(0.05, writer.write, (b"x",)).start()
+        assert _wait(reader, bell.here, poll=4_000_000_000, timeout=10) == _READY
+        assert memory[_ASKED] == 0, "it asked to be told before it had polled"
+
+
+def test_one_event_has_every_thread_look() -> None:
+    """One thread leads and takes the events; the others must not miss one for that, nor its leaving."""
+    size, rounds = 256, 100
+    memory = _live_memory()
+    other = bytearray(memory)
+    reader, writer = _reader(memory), _writer(other)
+    back_writer, back_reader = _writer(memory), _reader(other)
+    with _Bell() as bell:
+        outcomes: list[tuple[int, int]] = []
+
+        def read() -> None:
+            for _ in range(rounds):
+                outcomes.append((0, _wait(reader, bell.here)))
+                reader.read(1)
+
+        def write() -> None:
+            for _ in range(rounds):
+                outcomes.append((1, _wait(writer, bell.here, size)))
+                writer.write(b"y" * size)
+
+        threads = [threading.Thread(target=read), threading.Thread(target=write)]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + 60
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            if back_writer.write(b"x") + back_reader.readinto(bytearray(size)):
+                bell.there.ring()
+        for thread in threads:
+            thread.join(10)
+        assert sorted(outcomes) == [(0, _READY)] * rounds + [(1, _READY)] * rounds
+
+
+def test_a_signal_handler_runs_in_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = _live_memory()
+    reader = _reader(memory)
+    called: list[int] = []
+    old = signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
+    try:
+        with _Bell() as bell:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            assert _wait(reader, bell.here, timeout=1) == _LATE
+            assert called == [signal.SIGUSR1]
+
+            class StopError(Exception):
+                pass
+
+            def stop(number: int, frame: object) -> None:
+                raise StopError
+
+            signal.signal(signal.SIGUSR1, stop)
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            with pytest.raises(StopError):
+                _wait(reader, bell.here)
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def test_a_lie_ends_a_wait_and_is_refused_by_the_call_that_follows() -> None:
+    memory = _live_memory()
+    reader = _reader(memory)
+    with _Bell() as bell:
+        struct.pack_into("<I", memory, 4, 5_000)
+        assert _wait(reader, bell.here, 10) == _READY
+        with pytest.raises(ProtocolError):
+            reader.read(10)
+
+
+@pytest.mark.parametrize("where", [{"live": 1000}, {"asked": 1000}, {"asked": -1}])
+def test_a_wait_looks_nowhere_outside_the_buffer(where: dict[str, int]) -> None:
+    reader = _reader(_live_memory())
+    with _Bell() as bell, pytest.raises(IndexError, match="outside the buffer"):
+        reader.wait(1, bell.here, where.get("live", _LIVE), where.get("asked", _ASKED), _BIT, 0, 0, 0)
 
 
 def test_notify_bits_are_asked_for_and_taken_once() -> None:

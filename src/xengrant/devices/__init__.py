@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import errno
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from xengrant.errors import InterfaceClosed
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from xengrant._native import Held
+    from xengrant._native import Doorbell, Held
     from xengrant.memory import Mapping
 
     _Made = TypeVar("_Made", bound=Held)
@@ -84,6 +85,13 @@ class Device(abc.ABC):
         what it is.
         """
         return None
+
+    def doorbell(self, port: int) -> Doorbell:
+        """A port of an evtchn, to ring and to wait on without the GIL; from then on nothing else is to `read` here.
+
+        One for each device: whoever waits on it takes the events of all its ports.
+        """
+        raise OSError(errno.ENOTTY, f"{self.name} has no ports")
 
     @abc.abstractmethod
     def read(self, size: int) -> bytes:

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from xengrant._native import Descriptor
+from xengrant._native import Descriptor, Doorbell
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import Device, Pointer, System
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
@@ -73,6 +73,10 @@ class KernelDevice(Device):
             return Mapping(((fd, offset, length),), writable=writable, unmapped=unmapped)
         finally:
             self._file.drop()
+
+    def doorbell(self, port: int) -> Doorbell:
+        self._check_open()
+        return Doorbell(self._file, port, None)
 
     def read(self, size: int) -> bytes:
         fd = self._hold()

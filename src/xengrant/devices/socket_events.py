@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket
 import threading
 from collections.abc import Sequence
 
+from xengrant._native import Descriptor, Doorbell
 from xengrant.abi import evtchn as abi
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.abi.xs_wire import DEVICE_MESSAGE_MAX, Splitter, TooLongError, pack_message
@@ -35,6 +37,7 @@ class EvtchnDevice(SocketDevice):
         self._epoll = select.epoll()
         self._ports: dict[int, socket.socket] = {}
         self._numbers: dict[int, int] = {}  # descriptor -> number
+        self._bells: dict[int, list[Descriptor]] = {}
         # The machine's end makes the file readable, and read() tells it.
         self._epoll.register(client.sock, select.EPOLLRDHUP)
 
@@ -78,6 +81,14 @@ class EvtchnDevice(SocketDevice):
                     self._epoll.modify(self._ports[number], _ARMED)
         return len(numbers) * abi.PORT_SIZE
 
+    def doorbell(self, port: int) -> Doorbell:
+        with self._table:
+            self._check_open()
+            bell = Descriptor(os.dup(self._ports[port].fileno()))
+            life = Descriptor(os.dup(self._client.sock.fileno()))
+            self._bells.setdefault(port, []).extend((bell, life))
+        return Doorbell(bell, -1, life)
+
     def fileno(self) -> int:
         self._check_open()
         return self._epoll.fileno()
@@ -85,6 +96,10 @@ class EvtchnDevice(SocketDevice):
     def abandon(self) -> None:
         super().abandon()
         self._table = threading.Lock()
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.abandon()
+        self._bells.clear()
         self._close_descriptors()
 
     def _closing(self) -> None:
@@ -95,7 +110,8 @@ class EvtchnDevice(SocketDevice):
         self._epoll.close()
         ports, self._ports = self._ports, {}
         self._numbers.clear()
-        for end in ports.values():
+        for number, end in ports.items():
+            self._close_bells(number)
             end.close()
 
     def _notify(self, number: int) -> int:
@@ -129,7 +145,12 @@ class EvtchnDevice(SocketDevice):
             if end is not None:
                 self._epoll.unregister(end)
                 del self._numbers[end.fileno()]
+                self._close_bells(number)
                 end.close()
+
+    def _close_bells(self, number: int) -> None:
+        for bell in self._bells.pop(number, ()):
+            bell.close()
 
 
 def _drain(end: socket.socket) -> bool:

@@ -8,6 +8,7 @@ The behaviour is libxenvchan's (tools/libs/vchan/{init,io}.c), but for its priva
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,21 +59,21 @@ class Channel:
         self.keys: Keys | None = None
         self.closed = False
         self._held = held
-        self._notify = port.notify
+        self.notify: Callable[[], object] = port.notify
         read, write = (left, right) if is_server else (right, left)
         left_indices, right_indices = (abi.LEFT_CONS, abi.LEFT_PROD), (abi.RIGHT_CONS, abi.RIGHT_PROD)
         read_indices, write_indices = (left_indices, right_indices) if is_server else (right_indices, left_indices)
         self.incoming = RingReader(control, *read_indices, read.memory, read.start, read.size)
         self.outgoing = RingWriter(control, *write_indices, write.memory, write.start, write.size)
         self._read_memory, self._write_memory = read.memory, write.memory
-        self._live, self._peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
+        self._live, self.peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
         # Where this end asks to be told, and where the peer does.
-        self._ask, self._asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
+        self.ask, self._asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
 
     @property
     def is_open(self) -> bool:
         """Whether the peer is there, or is still awaited."""
-        return self.persists or load8(self.control, self._peer_live) != abi.LIVE_GONE
+        return self.persists or load8(self.control, self.peer_live) != abi.LIVE_GONE
 
     @property
     def is_awaited(self) -> bool:
@@ -83,7 +84,7 @@ class Channel:
         """As a client: say that it is here."""
         store8(self.control, abi.CLI_LIVE, abi.LIVE_CONNECTED)
         fetch_or8(self.control, abi.SRV_NOTIFY, abi.NOTIFY_WRITE)
-        self._notify()
+        self.notify()
 
     # Data. Each tells the peer where that asked for it, and only then.
 
@@ -91,21 +92,21 @@ class Channel:
         """Write what fits: how many bytes."""
         count = self.outgoing.write(data)
         if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
-            self._notify()
+            self.notify()
         return count
 
     def read(self, most: int) -> bytes:
         """Take what is there, at most `most` bytes."""
         data = self.incoming.read(most)
         if data and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self._notify()
+            self.notify()
         return data
 
     def readinto(self, buffer: memoryview | bytearray) -> int:
         """Take what is there and fits: how many bytes."""
         count = self.incoming.readinto(buffer)
         if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self._notify()
+            self.notify()
         return count
 
     def peek(self) -> memoryview:
@@ -116,7 +117,7 @@ class Channel:
     def consume(self, count: int) -> None:
         self.incoming.consume(count)
         if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self._notify()
+            self.notify()
 
     def reserve(self) -> memoryview:
         """The room that is free up to the ring's end, in place."""
@@ -126,7 +127,7 @@ class Channel:
     def commit(self, count: int) -> None:
         self.outgoing.commit(count)
         if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
-            self._notify()
+            self.notify()
 
     # Looking before waiting. What comes after False is told by an event.
 
@@ -134,14 +135,14 @@ class Channel:
         """Whether that many bytes are there, or no more will come; else the peer is asked to tell when it writes."""
         if self.incoming.ready >= wanted:
             return True
-        ask_notify(self.control, self._ask, abi.NOTIFY_WRITE)
+        ask_notify(self.control, self.ask, abi.NOTIFY_WRITE)
         return self.incoming.ready >= wanted or not self.is_open
 
     def has_space(self, wanted: int) -> bool:
         """Whether that many bytes fit, or nobody reads any more; else the peer is asked to tell when it reads."""
         if self.outgoing.space >= wanted:
             return True
-        ask_notify(self.control, self._ask, abi.NOTIFY_READ)
+        ask_notify(self.control, self.ask, abi.NOTIFY_READ)
         return self.outgoing.space >= wanted or not self.is_open
 
     def close(self) -> None:
@@ -159,8 +160,7 @@ class Channel:
         try:
             if not self.control.closed:
                 store8(self.control, self._live, abi.LIVE_GONE)
-                if not self.port.closed:
-                    self._notify()
+                self.notify()
         finally:
             self._held.close()
 

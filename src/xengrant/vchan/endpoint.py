@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from xengrant.abi import libxenvchan as abi
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
@@ -32,6 +32,9 @@ __all__ = ["DEFAULT_SIZE", "Vchan", "connect", "serve"]
 
 DEFAULT_SIZE = 65536
 """Bytes of each ring where the server names no other size."""
+
+# What `_native` says of a wait.
+_READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
 
 _RETRY = 0.2  # seconds after which keys that led nowhere are tried again, though nothing changed in xenstore
 _PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
@@ -65,6 +68,8 @@ class Vchan:
         self._channel = channel
         self._channels = channels
         self._port = port
+        self._doorbell = port.doorbell()
+        channel.notify = self._doorbell.ring
         self._held = held
         self._peer = peer
         self._reading = threading.RLock()
@@ -125,12 +130,14 @@ class Vchan:
         for, that it connected, and that it closed.
         """
         self._check_open()
-        self._port.wait(timeout)
+        seen = self._doorbell.changes
+        if self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout)) == _LATE:
+            raise TimeoutError(f"domain {self.domid} told of nothing at {self.path} in {timeout} seconds")
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """As a server: wait until the client has come."""
         self._check_open()
-        if not self._port.wait_until(lambda: not self._channel.is_awaited, timeout, peer=self._peer):
+        if self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout)) == _LATE:
             raise TimeoutError(f"no client came from domain {self.domid} to {self.path} in {timeout} seconds")
 
     # Messages
@@ -267,8 +274,7 @@ class Vchan:
         with self._closing:
             self._stopping = True
             try:
-                if not self._port.closed:
-                    self._port._wake()
+                self._doorbell.wake()
                 with self._reading, self._writing:
                     self._channel.close()
             finally:
@@ -298,37 +304,70 @@ class Vchan:
 
     def _await_data(self, wanted: int, deadline: float | None, timeout: float | None) -> None:
         """Until that many bytes are there, or no more will come."""
-        channel = self._channel
-        if self._spin(channel.incoming, wanted):
-            return
-        if not self._wait_until(lambda: channel.has_data(wanted), deadline):
+        if self._await(self._channel.incoming, wanted, abi.NOTIFY_WRITE, deadline) == _LATE:
             raise TimeoutError(f"domain {self.domid} wrote nothing to {self.path} in {timeout} seconds")
 
     def _await_space(self, wanted: int, deadline: float | None, timeout: float | None) -> None:
         """Until that many bytes fit; `PeerClosed` where nobody will read any more."""
-        channel = self._channel
-        if not self._spin(channel.outgoing, wanted):
-            if not self._wait_until(lambda: channel.has_space(wanted), deadline):
-                raise TimeoutError(f"domain {self.domid} read nothing from {self.path} in {timeout} seconds")
-            if not channel.is_open:
-                raise self._peer_closed()
+        outcome = self._await(self._channel.outgoing, wanted, abi.NOTIFY_READ, deadline)
+        if outcome == _LATE:
+            raise TimeoutError(f"domain {self.domid} read nothing from {self.path} in {timeout} seconds")
+        if outcome == _PEER_GONE:
+            raise self._peer_closed()
 
-    def _spin(self, ring: RingReader | RingWriter, wanted: int) -> bool:
-        return self.poll > 0 and ring.spin(wanted, int(self.poll * 1e9))
+    def _await(self, ring: RingReader | RingWriter, wanted: int, bit: int, deadline: float | None) -> int:
+        channel, doorbell = self._channel, self._doorbell
+        live = -1 if channel.persists else channel.peer_live
+        poll = int(self.poll * 1e9)
 
-    def _wait_until(self, found: Callable[[], bool], deadline: float | None) -> bool:
+        def wait(wakes: int, seconds: float | None) -> int:
+            return ring.wait(wanted, doorbell, live, channel.ask, bit, wakes, poll, seconds)
 
-        def look() -> bool:
-            if self._stopping:
-                raise InterfaceClosed(f"this end of the vchan at {self.path} was closed")
-            return found()
+        return self._repeat(wait, deadline)
 
-        if self._peer is None:
-            return self._port.wait_until(look, seconds_until(deadline))
-        soon = deadline_after(_PATIENCE) if deadline is None else min(deadline, time.monotonic() + _PATIENCE)
-        if self._port.wait_until(look, seconds_until(soon)):
-            return True
-        return self._port.wait_until(look, seconds_until(deadline), peer=self._peer)
+    def _await_events(self, found: Callable[[], bool], deadline: float | None) -> int:
+        """Until an event has come and `found()` holds, or does already."""
+        doorbell = self._doorbell
+
+        def wait(wakes: int, seconds: float | None) -> int:
+            changes = doorbell.changes
+            if found():
+                return _READY
+            if doorbell.wakes != wakes:
+                return _WOKEN
+            return (_WOKEN, _LATE, _WOKEN, _SILENT)[doorbell.wait(changes, seconds)]
+
+        return self._repeat(wait, deadline)
+
+    def _repeat(self, wait: Callable[[int, float | None], int], deadline: float | None) -> int:
+        """What `wait` returns in the end: it may be woken in between, to see that this end closes or the peer died."""
+        peer, doorbell = self._peer, self._doorbell
+        left = seconds_until(deadline)
+        listening = False
+        try:
+            while True:
+                wakes = doorbell.wakes  # before anything that somebody wakes us for
+                if self._stopping:
+                    raise InterfaceClosed(f"this end of the vchan at {self.path} was closed")
+                if peer is None or listening or (left is not None and left <= _PATIENCE):
+                    outcome = wait(wakes, left)
+                else:
+                    outcome = wait(wakes, _PATIENCE)
+                if outcome <= _PEER_GONE:
+                    return outcome
+                if outcome == _SILENT:
+                    raise InterfaceUnavailable(errno.EPIPE, f"{self.path}: the machine is gone")
+                left = seconds_until(deadline)
+                if peer is not None and listening:
+                    peer.check()
+                if outcome == _LATE and left == 0:
+                    return outcome
+                if outcome == _LATE and peer is not None and not listening:
+                    peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
+                    listening = True
+        finally:
+            if peer is not None and listening:
+                peer.discard_on_gone(doorbell.wake)
 
     def _check_open(self) -> None:
         if self._channel.closed:

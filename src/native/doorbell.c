@@ -1,0 +1,307 @@
+/* Doorbell: an event channel port that a ring's end waits on without the GIL. Between two system calls of a wait Python
+ * costs more than the calls themselves: C's libxenvchan has two, read() and write() of /dev/xen/evtchn.
+ *
+ * Any number of threads wait: whoever comes first polls and takes the event for all (it leads), the others follow, and
+ * every event has all of them look. `changes` counts whatever has them look, so nothing is lost between a look and a wait.
+ */
+
+#include "native.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <math.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef uint16_t domid_t; /* which evtchn.h uses and does not define */
+#include <xen/evtchn.h>
+
+uint64_t
+monotonic_now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
+}
+
+int
+parse_timeout(PyObject *timeout, uint64_t *deadline)
+{
+    *deadline = NEVER;
+    if (timeout == Py_None)
+        return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    if (isnan(seconds)) {
+        PyErr_SetString(PyExc_ValueError, "a timeout of nan seconds");
+        return -1;
+    }
+    if (seconds < 1e9)
+        *deadline = monotonic_now() + (seconds > 0 ? (uint64_t)(seconds * 1e9) : 0);
+    return 0;
+}
+
+/* What is left until the deadline; NULL for ever. */
+static struct timespec *
+time_left(uint64_t deadline, struct timespec *left)
+{
+    if (deadline == NEVER)
+        return NULL;
+    uint64_t now = monotonic_now();
+    uint64_t rest = deadline > now ? deadline - now : 0;
+    left->tv_sec = (time_t)(rest / 1000000000u);
+    left->tv_nsec = (long)(rest % 1000000000u);
+    return left;
+}
+
+/* ---- Waiting ------------------------------------------------------------------------------------------- */
+
+static void
+tell_all(Doorbell *self)
+{
+    __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&self->followers, __ATOMIC_SEQ_CST) != 0)
+        syscall(SYS_futex, &self->changes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+/* Takes the event, and lets the next one come. */
+static void
+take_event(Doorbell *self, int bell)
+{
+    if (self->is_kernels) {
+        uint32_t ports[64];
+        ssize_t size = read(bell, ports, sizeof(ports));
+        if (size < 0 && errno == EFBIG) /* more events than the ring holds: it is emptied, and our port counts as rung */
+            ioctl(bell, IOCTL_EVTCHN_RESET);
+        else if (size < (ssize_t)sizeof(ports[0]))
+            return;
+        ssize_t written = write(bell, &self->port, sizeof(self->port));
+        (void)written; /* nothing is wrong with the port but that it is closed, which its owner knows */
+    } else {
+        char pending[4096]; /* an embedded machine's port is a socket, and what lies in it the pending bit */
+        ssize_t size = recv(bell, pending, sizeof(pending), MSG_DONTWAIT);
+        (void)size;
+    }
+}
+
+static Waited
+lead(Doorbell *self, uint32_t seen, uint64_t deadline)
+{
+    /* wake() adds to `changes` before it looks whether somebody leads. */
+    if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
+        return CHANGED;
+    int bell = hold_descriptor(self->bell);
+    if (bell < 0)
+        return SILENCED;
+    int life = self->life == NULL ? -1 : hold_descriptor(self->life);
+    struct pollfd polled[] = {{bell, POLLIN, 0}, {self->waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
+    struct timespec left;
+    int count = ppoll(polled, life < 0 ? 2 : 3, time_left(deadline, &left), NULL);
+    Waited result = CHANGED;
+    if (count < 0)
+        result = INTERRUPTED;
+    else if (count == 0)
+        result = TIMED_OUT;
+    else {
+        if (polled[0].revents & POLLIN)
+            take_event(self, bell);
+        if (polled[1].revents & POLLIN) {
+            eventfd_t ignored;
+            eventfd_read(self->waker, &ignored);
+        }
+        /* A peer of an embedded machine may shut its end down: no event is ever to come, which is no error. */
+        if (life >= 0 && polled[2].revents != 0)
+            result = SILENCED;
+        else if (self->is_kernels && (polled[0].revents & (POLLERR | POLLNVAL)))
+            result = SILENCED;
+    }
+    drop_descriptor(self->bell);
+    if (life >= 0)
+        drop_descriptor(self->life);
+    return result;
+}
+
+static Waited
+follow(Doorbell *self, uint32_t seen, uint64_t deadline)
+{
+    struct timespec left;
+    __atomic_fetch_add(&self->followers, 1, __ATOMIC_SEQ_CST);
+    long result = syscall(SYS_futex, &self->changes, FUTEX_WAIT_PRIVATE, seen, time_left(deadline, &left), NULL, 0);
+    int error = result < 0 ? errno : 0;
+    __atomic_fetch_sub(&self->followers, 1, __ATOMIC_SEQ_CST);
+    return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? TIMED_OUT : CHANGED;
+}
+
+Waited
+wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
+{
+    if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
+        return CHANGED;
+    uint32_t nobody = 0;
+    if (!__atomic_compare_exchange_n(&self->led, &nobody, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+        return follow(self, seen, deadline);
+    Waited result = lead(self, seen, deadline);
+    __atomic_store_n(&self->led, 0, __ATOMIC_SEQ_CST);
+    tell_all(self); /* of the event, or for another to lead */
+    return result;
+}
+
+/* ---- Methods ------------------------------------------------------------------------------------------- */
+
+static PyObject *
+doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    PyObject *bell, *life;
+    int port;
+    if (kwargs != NULL && PyDict_Size(kwargs) != 0) {
+        PyErr_SetString(PyExc_TypeError, "Doorbell() takes no keyword arguments");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "OiO:Doorbell", &bell, &port, &life))
+        return NULL;
+    State *state = PyType_GetModuleState(type);
+    if (!PyObject_TypeCheck(bell, state->descriptor) ||
+        (life != Py_None && !PyObject_TypeCheck(life, state->descriptor))) {
+        PyErr_SetString(PyExc_TypeError, "a Doorbell is made of one or two Descriptors");
+        return NULL;
+    }
+    int waker = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (waker < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Doorbell *self = (Doorbell *)PyType_GenericAlloc(type, 0);
+    if (self == NULL) {
+        close(waker);
+        return NULL;
+    }
+    self->waker = waker;
+    self->bell = (Descriptor *)Py_NewRef(bell);
+    self->life = life == Py_None ? NULL : (Descriptor *)Py_NewRef(life);
+    self->is_kernels = port >= 0;
+    self->port = (uint32_t)port;
+    return (PyObject *)self;
+}
+
+static void
+doorbell_dealloc(PyObject *object)
+{
+    Doorbell *self = (Doorbell *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    close(self->waker);
+    Py_XDECREF((PyObject *)self->bell);
+    Py_XDECREF((PyObject *)self->life);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(object);
+    Py_DECREF(type);
+}
+
+static PyObject *
+doorbell_ring(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    Doorbell *self = (Doorbell *)object;
+    int bell = hold_descriptor(self->bell);
+    if (bell < 0)
+        Py_RETURN_FALSE;
+    int error = 0;
+    if (self->is_kernels) {
+        struct ioctl_evtchn_notify notify = {.port = self->port};
+        Py_BEGIN_ALLOW_THREADS
+        error = ioctl(bell, IOCTL_EVTCHN_NOTIFY, &notify) < 0 ? errno : 0;
+        Py_END_ALLOW_THREADS
+    } else
+        /* No room: an event is pending there already. Shut down: nobody is there, which is no error. */
+        send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    drop_descriptor(self->bell);
+    if (error != 0 && error != ENOTCONN) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyBool_FromLong(error == 0);
+}
+
+static PyObject *
+doorbell_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    Doorbell *self = (Doorbell *)object;
+    uint32_t seen;
+    uint64_t deadline;
+    if (check_count("wait", nargs, 2) < 0 || parse_value(args[0], 32, &seen) < 0 ||
+        parse_timeout(args[1], &deadline) < 0)
+        return NULL;
+    Waited waited;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        waited = wait_for_change(self, seen, deadline);
+        Py_END_ALLOW_THREADS
+        if (waited == INTERRUPTED && PyErr_CheckSignals() < 0)
+            return NULL;
+    } while (waited == INTERRUPTED);
+    return PyLong_FromLong(waited);
+}
+
+static PyObject *
+doorbell_wake(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    Doorbell *self = (Doorbell *)object;
+    __atomic_fetch_add(&self->wakes, 1, __ATOMIC_SEQ_CST);
+    tell_all(self);
+    if (__atomic_load_n(&self->led, __ATOMIC_SEQ_CST) != 0)
+        eventfd_write(self->waker, 1);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+doorbell_get_changes(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(__atomic_load_n(&((Doorbell *)object)->changes, __ATOMIC_SEQ_CST));
+}
+
+static PyObject *
+doorbell_get_wakes(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(__atomic_load_n(&((Doorbell *)object)->wakes, __ATOMIC_SEQ_CST));
+}
+
+PyDoc_STRVAR(doorbell_doc,
+"Doorbell(bell, port, life, /)\n--\n\n"
+"An event channel port to ring and to wait on. `bell` is the Descriptor of an evtchn device, of which this takes every\n"
+"event, and `port` a port of it; or, with a port of -1, that of an embedded machine's socket for the port, and `life`\n"
+"one whose end says that the machine is gone.\n\n"
+"Threads: any call from any thread; an event has all that wait look.");
+
+static PyMethodDef doorbell_methods[] = {
+    {"ring", doorbell_ring, METH_NOARGS, "ring($self, /)\n--\n\nSend the peer an event; False where the port is closed."},
+    {"wait", (PyCFunction)(void (*)(void))doorbell_wait, METH_FASTCALL,
+     "wait($self, changes, timeout, /)\n--\n\n"
+     "Wait until `changes` is another, for an event or a wake: 0 where it is, 1 where so many seconds (None: for ever)\n"
+     "passed, 3 where no event can come any more."},
+    {"wake", doorbell_wake, METH_NOARGS, "wake($self, /)\n--\n\nHave every thread that waits look again, and return."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef doorbell_getset[] = {
+    {"changes", doorbell_get_changes, NULL, "Counts events and wakes, some twice, modulo 2**32.", NULL},
+    {"wakes", doorbell_get_wakes, NULL, "How often `wake` was called, modulo 2**32.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot doorbell_slots[] = {
+    {Py_tp_doc, (void *)doorbell_doc},
+    {Py_tp_new, doorbell_new},
+    {Py_tp_dealloc, doorbell_dealloc},
+    {Py_tp_methods, doorbell_methods},
+    {Py_tp_getset, doorbell_getset},
+    {0, NULL},
+};
+
+PyType_Spec doorbell_spec = {
+    .name = "xengrant._native.Doorbell",
+    .basicsize = sizeof(Doorbell),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = doorbell_slots,
+};
