@@ -253,6 +253,39 @@ MUTATIONS: dict[str, Mutation] = {
     "table.table_grows": M(
         "foreign_table.py", "        self._map_frames(frames)\n        return self._snap", "        return self._snap"
     ),
+    # vchan
+    "vchan.both_ways_in_any_ring": M(
+        "vchan/channel.py", "size if order < abi.PAGE_ORDER else 0", "size if order == abi.SMALL_ORDER else 0"
+    ),
+    "vchan.client_before_server": M("vchan/endpoint.py", "            if left == 0:\n", "            if left is not None:\n"),
+    "vchan.client_closes_first": M(
+        "vchan/endpoint.py",
+        "        if outcome == _PEER_GONE:\n            raise self._peer_closed()",
+        "        if outcome == _PEER_GONE:\n            raise InterfaceClosed('')",
+    ),
+    "vchan.in_place": M("vchan/channel.py", "self.incoming.consume(count)", "self.incoming.consume(0)"),
+    "vchan.keys_are_the_clients": M("vchan/keys.py", 'Permission(client, "r")', 'Permission(client, "b")'),
+    "vchan.killed_client": M("vchan/channel.py", "clear_byte=abi.CLI_LIVE", "clear_byte=100"),
+    "vchan.killed_server": M("vchan/channel.py", "clear_byte=abi.SRV_LIVE", "clear_byte=100"),
+    "vchan.largest_rings": M("vchan/orders.py", "MAX_RING = 1 << abi.MAX_ORDER", "MAX_RING = 1 << 19"),
+    "vchan.lying_index": M(
+        "vchan/endpoint.py",
+        "        self._channel.has_data(1)\n        return self._channel.incoming.ready",
+        "        return 0",
+    ),
+    "vchan.notifies_when_asked": M(
+        "vchan/channel.py",
+        "count = self.outgoing.write(data)\n        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):",
+        "count = self.outgoing.write(data)\n        if count:",
+    ),
+    "vchan.persistent_server": M(
+        "vchan/endpoint.py", "live = -1 if channel.persists else channel.peer_live", "live = channel.peer_live"
+    ),
+    "vchan.server_closes_first": M(
+        "vchan/endpoint.py",
+        "            if not channel.is_open:\n                raise self._peer_closed()\n            if channel.outgoing",
+        "            if channel.outgoing",
+    ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),
     "xenstore.closed_watch": M("xenstore.py", "            if self.closed:\n", "            if False:\n"),
