@@ -439,17 +439,15 @@ ring_wait(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
         awaited.asked = (uint8_t *)page + asked;
         awaited.bit = (uint8_t)bit;
         awaited.poll = poll;
-        do {
-            interrupted = 0;
-            Py_BEGIN_ALLOW_THREADS
-            outcome = await_bytes(self, &awaited, doorbell, wakes, &interrupted);
-            Py_END_ALLOW_THREADS
-            if (interrupted && PyErr_CheckSignals() < 0)
-                interrupted = -1;
-        } while (interrupted > 0);
+        Py_BEGIN_ALLOW_THREADS
+        outcome = await_bytes(self, &awaited, doorbell, wakes, &interrupted);
+        Py_END_ALLOW_THREADS
     }
     release_buffers(&opened);
-    return interrupted < 0 ? NULL : PyLong_FromLong(outcome);
+    /* A handler may close what was waited on: the caller looks. */
+    if (interrupted < 0 || (interrupted && PyErr_CheckSignals() < 0))
+        return NULL;
+    return PyLong_FromLong(outcome);
 }
 
 static PyObject *
@@ -468,7 +466,7 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
     {"wait", METHOD(ring_wait),                                                                              \
      "wait($self, wanted, doorbell, live, asked, bit, wakes, poll, timeout, /)\n--\n\n"                      \
      "Wait until `wanted` bytes are there (0), the peer's byte at `live` in `indices` is 0 (1; -1 for no such byte),\n"  \
-     "`timeout` seconds have passed (2), the doorbell's `wakes` is another (3), or no event can come any more (4).\n"   \
+     "`timeout` seconds have passed (2), the doorbell's `wakes` is another or a signal came (3), or no event can come any more (4).\n"   \
      "Looks again and again for `poll` nanoseconds, then sets `bit` in the byte at `asked`, looks, and sleeps."}
 
 static PyMethodDef reader_methods[] = {

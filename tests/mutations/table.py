@@ -257,7 +257,9 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.both_ways_in_any_ring": M(
         "vchan/channel.py", "size if order < abi.PAGE_ORDER else 0", "size if order == abi.SMALL_ORDER else 0"
     ),
-    "vchan.client_before_server": M("vchan/endpoint.py", "            if left == 0:\n", "            if left is not None:\n"),
+    "vchan.client_before_server": M(
+        "vchan/endpoint.py", "            if left == 0:\n", "            if left is not None:\n"
+    ),
     "vchan.client_closes_first": M(
         "vchan/endpoint.py",
         "        if outcome == _PEER_GONE:\n            raise self._peer_closed()",
@@ -275,16 +277,16 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "vchan.notifies_when_asked": M(
         "vchan/channel.py",
-        "count = self.outgoing.write(data)\n        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):",
-        "count = self.outgoing.write(data)\n        if count:",
+        "outgoing.write(data)\n        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):",
+        "outgoing.write(data)\n        if count:",
     ),
     "vchan.persistent_server": M(
         "vchan/endpoint.py", "live = -1 if channel.persists else channel.peer_live", "live = channel.peer_live"
     ),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
-        "            if not channel.is_open:\n                raise self._peer_closed()\n            if channel.outgoing",
-        "            if channel.outgoing",
+        "            if not channel.is_open:\n                raise self._peer_closed()\n            if channel.out",
+        "            if channel.out",
     ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from xengrant._native import RingReader, RingWriter, ask_notify, fetch_or8, load8, load16, store8, store16, take_notify
 from xengrant.abi import libxenvchan as abi
@@ -48,7 +48,6 @@ class Channel:
         left: Place,
         right: Place,
         port: Port | AsyncPort,
-        held: ExitStack,
         *,
         is_server: bool,
     ) -> None:
@@ -57,8 +56,8 @@ class Channel:
         self.is_server = is_server
         self.persists = False
         self.keys: Keys | None = None
-        self.closed = False
-        self._held = held
+        self._closed = False
+        self._held = ExitStack()
         self.notify: Callable[[], object] = port.notify
         read, write = (left, right) if is_server else (right, left)
         left_indices, right_indices = (abi.LEFT_CONS, abi.LEFT_PROD), (abi.RIGHT_CONS, abi.RIGHT_PROD)
@@ -69,6 +68,16 @@ class Channel:
         self._live, self.peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
         # Where this end asks to be told, and where the peer does.
         self.ask, self._asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
+
+    def keep(self, held: ExitStack) -> Self:
+        """Have `close` give this back."""
+        self._held = held
+        return self
+
+    @property
+    def closed(self) -> bool:
+        """Whether this end is closed, or is the one of a process that forked this one."""
+        return self._closed or self.control.closed
 
     @property
     def is_open(self) -> bool:
@@ -156,11 +165,10 @@ class Channel:
         exports = sum(memory.exports for memory in memories.values())
         if exports:
             raise BufferError(f"cannot close a vchan with {exports} views of its rings alive: release them first")
-        self.closed = True
+        self._closed = True
         try:
-            if not self.control.closed:
-                store8(self.control, self._live, abi.LIVE_GONE)
-                self.notify()
+            store8(self.control, self._live, abi.LIVE_GONE)
+            self.notify()
         finally:
             self._held.close()
 
@@ -191,9 +199,9 @@ def offer(domain: Domain, port: Port | AsyncPort, read_size: int, write_size: in
                 memory = share.mapping
             rings.append(_place(memory, order))
         control[abi.GRANTS : abi.GRANTS + len(abi.pack_refs(refs))] = abi.pack_refs(refs)
-        channel = Channel(control, rings[0], rings[1], port, held.pop_all(), is_server=True)
-    channel.keys = Keys(page.refs[0], port.number)
-    return channel
+        channel = Channel(control, rings[0], rings[1], port, is_server=True)
+        channel.keys = Keys(page.refs[0], port.number)
+        return channel.keep(held.pop_all())
 
 
 def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
@@ -222,7 +230,8 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
                 del refs[:pages]
                 memory = held.enter_context(gnttab.map(grants, writable=writable)).mapping
             rings.append(_place(memory, order))
-        return Channel(control, rings[0], rings[1], port, held.pop_all(), is_server=False)
+        channel = Channel(control, rings[0], rings[1], port, is_server=False)
+        return channel.keep(held.pop_all())
 
 
 def _place(memory: Mapping, order: int) -> Place:

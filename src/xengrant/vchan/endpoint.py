@@ -347,7 +347,7 @@ class Vchan:
         try:
             while True:
                 wakes = doorbell.wakes  # before anything that somebody wakes us for
-                if self._stopping:
+                if self._stopping or self._channel.closed:
                     raise InterfaceClosed(f"this end of the vchan at {self.path} was closed")
                 if peer is None or listening or (left is not None and left <= _PATIENCE):
                     outcome = wait(wakes, left)
@@ -440,8 +440,8 @@ def connect(
         where = meeting.key_path(domid, domain.domid, path)
         channels = held.enter_context(domain.evtchn())
         channel, port = _meet(domain, channels, domid, where, deadline, timeout)
-        held.callback(port.close)
         peer = peer or _default_peer(domain, domid, held)
+        held.callback(port.close)
         return Vchan(channel, channels, port, held.pop_all(), path=where, poll=poll, peer=peer)
 
 
@@ -472,6 +472,7 @@ def _connect_to(domain: Domain, channels: EventChannels, domid: int, found: meet
     with ExitStack() as undo:
         port = undo.enter_context(channels.bind_interdomain(domid, found.event_channel))
         channel = attach(domain, port, found)
+        undo.callback(channel.close)
         channel.connect()
         undo.pop_all()
         return channel, port

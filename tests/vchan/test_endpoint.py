@@ -1,0 +1,354 @@
+"""A `Vchan` as its user sees it: what waits and for how long, and what is left when it is closed."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+import warnings
+from contextlib import ExitStack
+
+import pytest
+
+import xengrant
+from xengrant import Domain, vchan
+from xengrant._native import load8, store8, store16, store32
+from xengrant.abi import libxenvchan as abi
+from xengrant.embedded import Machine
+from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed, ProtocolError
+from xengrant.vchan import Vchan
+
+from .conftest import SOON, Ends
+
+SIZES = [(1024, 1024), (1024, 2048), (2048, 2048), (4096, 1024), (65536, 4096), (1 << 20, 1 << 20)]
+
+
+@pytest.mark.parametrize(("read_size", "write_size"), SIZES)
+def test_megabytes_both_ways_at_once(ends: Ends, read_size: int, write_size: int) -> None:
+    """Four threads, two at each end: one event has both look."""
+    server, client = ends(read_size=read_size, write_size=write_size)
+    data = {end: os.urandom(1_500_007) for end in (server, client)}
+    got: dict[Vchan, bytearray] = {server: bytearray(), client: bytearray()}
+
+    def write(end: Vchan) -> None:
+        view = memoryview(data[end])
+        at = 0
+        for size in (1, 100_000, 7, 3_000, len(view)):
+            at += end.write(view[at : at + size], SOON)
+
+    def read(end: Vchan) -> None:
+        buffer = bytearray(50_000)
+        while len(got[end]) < 1_500_007:
+            count = end.readinto(buffer, SOON)
+            got[end] += buffer[:count]
+
+    threads = [threading.Thread(target=work, args=(end,)) for end in (server, client) for work in (write, read)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * SOON)
+    assert got[client] == data[server]
+    assert got[server] == data[client]
+
+
+def test_a_message_comes_whole_or_not_at_all(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=2048)
+    client.send(b"x" * 1000, SOON)
+    with pytest.raises(TimeoutError, match="domain 1 read nothing"):
+        client.send(b"y" * 100, 0.05)
+    assert server.data_ready() == 1000
+    with pytest.raises(TimeoutError, match="domain 2 wrote nothing"):
+        server.recv(1001, 0.05)
+    assert server.recv(1000) == b"x" * 1000
+    for call in (lambda: client.send(b"z" * 1025), lambda: server.recv(1025)):
+        with pytest.raises(ValueError, match="1025 bytes is larger than the ring of 1024"):
+            call()
+    client.send(b"", SOON)
+    assert server.recv(0) == b""
+
+
+def test_a_stream_says_how_much_went_when_the_time_is_out(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=2048)
+    assert client.write(b"x" * 5000, 0.05) == 1024
+    with pytest.raises(TimeoutError):
+        client.write(b"y", 0)
+    assert server.read(1 << 20) == b"x" * 1024
+    with pytest.raises(TimeoutError):
+        server.read(1, 0)
+    assert server.read(0) == b""
+
+
+def test_select_and_wait_tell_of_data(ends: Ends) -> None:
+    server, client = ends()
+    server.wait(SOON)
+    assert server.data_ready() == 0
+    while select.select([server], [], [], 0)[0]:
+        server.wait(0)
+    assert server.data_ready() == 0, "and asks to be told"
+    client.send(b"x")
+    assert select.select([server], [], [], SOON)[0]
+    server.wait(0)
+    assert server.recv(1, 0) == b"x"
+
+
+def test_closing_ends_the_waits_of_other_threads(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=1024)
+    server.write(b"x" * server.write_size)
+    ended: list[BaseException] = []
+
+    def wait(call: object) -> None:
+        try:
+            call()  # type: ignore[operator]
+        except BaseException as error:
+            ended.append(error)
+
+    threads = [
+        threading.Thread(target=wait, args=(call,))
+        for call in (server.read, lambda: server.write(b"y"), lambda: server.recv(1))
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + SOON
+    while load8(client._channel.control, abi.CLI_NOTIFY) & 3 != 3:
+        assert time.monotonic() < deadline, "the threads do not wait"
+        time.sleep(0.001)
+    server.close()
+    for thread in threads:
+        thread.join(SOON)
+    assert [type(error) for error in ended] == [InterfaceClosed] * 3
+    assert server.closed
+    assert not client.is_open
+    for call in (server.read, server.data_ready, server.wait, lambda: server.send(b"x"), server.peek):
+        with pytest.raises(InterfaceClosed):
+            call()
+    server.close()
+
+
+def test_close_is_refused_while_views_are_alive(ends: Ends) -> None:
+    server, client = ends()
+    view = server.reserve(SOON)
+    with pytest.raises(BufferError, match="1 views of its rings alive"):
+        server.close()
+    assert not server.closed
+    view[:5] = b"hello"
+    server.commit(5)
+    assert client.recv(5, SOON) == b"hello"
+    view.release()
+    server.close()
+
+
+def test_what_is_read_in_place_wraps(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=2048)
+    client.send(b"a" * 1000)
+    assert server.recv(1000) == b"a" * 1000
+    client.send(b"b" * 100)
+    with server.peek() as view:
+        assert view == b"b" * 24
+        assert view.readonly
+    server.consume(24)
+    with server.peek() as view:
+        assert view == b"b" * 76
+    with pytest.raises(ValueError, match="cannot consume 77 bytes"):
+        server.consume(77)
+    server.consume(76)
+
+
+def test_a_signal_handler_runs_and_may_close(ends: Ends) -> None:
+    server, _ = ends()
+    called: list[int] = []
+
+    def close(number: int, frame: object) -> None:
+        called.append(number)
+        server.close()
+
+    old = signal.signal(signal.SIGALRM, close)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterfaceClosed):
+            server.read(timeout=SOON)
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert called == [signal.SIGALRM]
+
+
+def test_the_end_of_the_machine_is_told(machine: Machine) -> None:
+    with Machine() as other, xengrant.connect(other.url(1)) as domain:
+        end = vchan.serve(2, "test", domain=domain)
+        threading.Timer(0.1, other.close).start()
+        with pytest.raises(InterfaceUnavailable, match="the machine is gone"):
+            end.read(timeout=SOON)
+        end.close()
+
+
+def test_dom0_is_told_of_the_end_of_the_other_domain(machine: Machine) -> None:
+    with (
+        xengrant.connect(machine.url(0)) as dom0,
+        xengrant.connect(machine.url(1)) as guest,
+        vchan.serve(1, "test", domain=dom0) as server,
+    ):
+        client = vchan.connect(0, "test", domain=guest, timeout=SOON)
+        client.send(b"before")
+        threading.Timer(0.1, machine.destroy, (1,)).start()
+        assert server.recv(6) == b"before"
+        with pytest.raises(PeerClosed, match="domain 1 is gone"):
+            server.read(timeout=SOON)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client.close()
+
+
+def test_a_connection_that_is_not_to_be_says_why(granter: Domain, mapper: Domain) -> None:
+    with pytest.raises(TimeoutError, match=r"/local/domain/1/data/vchan/2/x in 0\.05 seconds: domain 1 offers"):
+        vchan.connect(1, "x", domain=mapper, timeout=0.05)
+    with (
+        vchan.serve(2, "x", domain=granter),
+        vchan.connect(1, "x", domain=mapper, timeout=SOON),
+        pytest.raises(TimeoutError, match=r"leads nowhere .* is bound already"),
+    ):
+        vchan.connect(1, "x", domain=mapper, timeout=0.05)
+    for wrong in ("", "/", "//"):
+        with pytest.raises(ValueError, match="is no path"):
+            vchan.connect(1, wrong, domain=mapper)
+
+
+def test_a_client_waits_for_the_one_before_to_leave(granter: Domain, mapper: Domain) -> None:
+    with vchan.serve(2, "x", domain=granter, persist=True) as server:
+        first = vchan.connect(1, "x", domain=mapper, timeout=SOON)
+        threading.Timer(0.1, first.close).start()
+        with vchan.connect(1, "x", domain=mapper, timeout=SOON) as second:
+            second.send(b"hello")
+            assert server.recv(5, SOON) == b"hello"
+
+
+def test_paths_are_absolute_relative_or_names(granter: Domain, mapper: Domain) -> None:
+    for path in ("/local/domain/1/data/elsewhere", "data/relative", "name"):
+        with (
+            vchan.serve(2, path, domain=granter) as server,
+            vchan.connect(1, path, domain=mapper, timeout=SOON) as client,
+        ):
+            client.send(b"x")
+            assert server.recv(1, SOON) == b"x"
+            assert server.path == client.path
+
+
+def test_a_servers_keys_outlive_one_that_was_replaced(granter: Domain, mapper: Domain) -> None:
+    first = vchan.serve(2, "x", domain=granter)
+    with vchan.serve(2, "x", domain=granter) as second:
+        first.close()
+        with vchan.connect(1, "x", domain=mapper, timeout=SOON) as client:
+            client.send(b"x")
+            assert second.recv(1, SOON) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("ring-ref", b"none"),
+        ("ring-ref", b""),
+        ("event-channel", b"4294967296"),
+        ("ring-ref", b"1 2"),
+        ("ring-ref", "٣"),
+    ],
+)
+def test_keys_that_are_no_numbers_are_the_servers_lie(
+    granter: Domain, mapper: Domain, key: str, value: bytes | str
+) -> None:
+    with vchan.serve(2, "x", domain=granter) as server, granter.xenstore() as store:
+        store.write(f"{server.path}/{key}", value)
+        with pytest.raises(ProtocolError, match=f"{key} is .* no number"):
+            vchan.connect(1, "x", domain=mapper, timeout=SOON)
+
+
+@pytest.mark.parametrize("orders", [(10, 10), (9, 12), (12, 21), (10, 20), (65535, 65535)])
+def test_orders_that_cannot_be_are_the_servers_lie(granter: Domain, mapper: Domain, orders: tuple[int, int]) -> None:
+    with vchan.serve(2, "x", domain=granter) as server:
+        for at, order in zip((abi.LEFT_ORDER, abi.RIGHT_ORDER), orders, strict=True):
+            store16(server._channel.control, at, order)
+        with pytest.raises(ProtocolError, match=f"rings of order {orders[0]} and {orders[1]}"):
+            vchan.connect(1, "x", domain=mapper, timeout=SOON)
+
+
+def test_orders_and_refs_changed_after_the_client_came_mean_nothing(ends: Ends) -> None:
+    server, client = ends(read_size=4096, write_size=8192)
+    control = server._channel.control
+    store16(control, abi.LEFT_ORDER, 20)
+    store16(control, abi.RIGHT_ORDER, 10)
+    store32(control, abi.GRANTS, 0xFFFFFFFF)
+    client.write(b"x" * 4096, SOON)
+    server.write(b"y" * 8192, SOON)
+    assert server.recv(4096, SOON) == b"x" * 4096
+    assert client.recv(8192, SOON) == b"y" * 8192
+
+
+def test_a_client_may_bring_what_the_page_is_worth(ends: Ends) -> None:
+    """The live byte decides nothing but whether more may come: any value but 0 is a client."""
+    server, client = ends()
+    store8(client._channel.control, abi.CLI_LIVE, 77)
+    assert server.is_open
+    store8(client._channel.control, abi.CLI_LIVE, 0)
+    assert server.read(timeout=SOON) == b""
+
+
+def test_an_unclosed_vchan_warns_and_is_given_back(granter: Domain) -> None:
+    end = vchan.serve(2, "x", domain=granter)
+    path = end.path
+    ends = [end]
+    del end
+    with pytest.warns(ResourceWarning, match="unclosed <Vchan server to domain 2"):
+        ends.clear()
+    with granter.xenstore() as store:
+        assert not store.exists(path)
+
+
+def test_a_vchan_that_connects_by_itself_closes_its_domain(
+    machine: Machine, mapper: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XENGRANT_URL", machine.url(1))
+    with (
+        vchan.serve(2, "x") as server,
+        xengrant.connect(machine.url(2)) as mapper,
+        vchan.connect(1, "x", domain=mapper, timeout=SOON) as client,
+    ):
+        client.send(b"x")
+        assert server.recv(1, SOON) == b"x"
+
+
+def test_a_failed_serve_leaves_nothing(machine: Machine, granter: Domain) -> None:
+    machine.configure(1, gntalloc_limit=10)
+    with pytest.raises(xengrant.GrantTableFull):
+        vchan.serve(2, "x", domain=granter)
+    assert machine.leaks() == {1: {"connections": 1}}, "the domain's own xenstore connection"
+
+
+def test_a_forked_child_has_no_vchan_and_takes_nothing_along(ends: Ends) -> None:
+    server, client = ends()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            server.send(b"x", 1)
+        except InterfaceClosed:
+            status = 0
+        except BaseException:
+            status = 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    server.send(b"still here")
+    assert client.recv(10, SOON) == b"still here"
+
+
+def test_two_hundred_connections_one_after_the_other(machine: Machine) -> None:
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(xengrant.connect(machine.url(domid))) for domid in (1, 2))
+        before = 0
+        for number in range(201):
+            before = before or (len(os.listdir("/proc/self/fd")) if number else 0)
+            with vchan.serve(2, "x", domain=one, read_size=4096, write_size=4096) as server:
+                with vchan.connect(1, "x", domain=two, timeout=SOON) as client:
+                    client.send(b"%d" % number)
+                assert server.read(timeout=SOON) == b"%d" % number
+                assert server.read(timeout=SOON) == b""
+        assert len(os.listdir("/proc/self/fd")) == before
