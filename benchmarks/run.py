@@ -1,23 +1,22 @@
-"""`make bench`: builds the C programs, runs lab/jobs/bench.py on real Xen in each release, prints the ratios.
+"""`make bench`: runs lab/jobs/bench.py and bench_vchan.py on real Xen in each release, prints the ratios.
 
-Writes build/bench/RELEASE.json: what ran, every turn's nanoseconds, and the ratios. `--print FILE...` prints such files
-again.
+Writes build/bench/RELEASE.json and RELEASE-vchan.json: what ran, and every turn's figures. `--print FILE...` prints
+such files again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import vchan_table
+
 CHECKOUT = Path(__file__).resolve().parent.parent
-PROGRAMS = {"share-loop": "share_loop.c", "map-loop": "map_loop.c"}
 LOOPS = {"share": "share + munmap, guest", "map": "map + unmap, dom0"}
 LIMITS = {1: 1.3, 128: 1.1}
 """What Python may take at most, as a multiple of C's time, at that many pages."""
@@ -36,51 +35,46 @@ class Ratio(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure xengrant beside C over libxengnttab on real Xen.")
+    parser = argparse.ArgumentParser(description="Measure xengrant beside C over Xen's libraries on real Xen.")
     parser.add_argument("--release", choices=("bookworm", "trixie"), action="append", help="default: both")
-    parser.add_argument("--rounds", type=int, default=8, help="of ten turns of each program, started anew (default: 8)")
+    parser.add_argument("--bench", choices=tuple(_BENCHES), action="append", help="default: both")
+    parser.add_argument("--rounds", type=int, default=8, help="of turns of each program, started anew (default: 8)")
     parser.add_argument("--print", type=Path, nargs="+", metavar="FILE", help="run nothing: print the results in FILE")
     options = parser.parse_args()
     if options.print:
         return _report([json.loads(file.read_text()) for file in options.print])
-    build()
-    found = [_run(release, options.rounds) for release in options.release or ("bookworm", "trixie")]
+    found = [
+        _BENCHES[bench](release, options.rounds)
+        for bench in options.bench or _BENCHES
+        for release in options.release or ("bookworm", "trixie")
+    ]
     return _report(found)
 
 
-def build() -> None:
-    """Compile benchmarks/c into build/lab/bin, from where the lab takes programs into dom0 and its guests."""
-    need("/usr/include/xengnttab.h", "libxen-dev")
-    need("gcc", "gcc")
-    target = CHECKOUT / "build" / "lab" / "bin"
-    target.mkdir(parents=True, exist_ok=True)
-    for name, source in PROGRAMS.items():
-        path = CHECKOUT / "benchmarks" / "c" / source
-        command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-o", str(target / name), str(path), "-lxengnttab"]
-        subprocess.run(command, check=True)
-
-
-def need(thing: str, package: str) -> None:
-    """Install a Debian package unless the program or file that it brings is there."""
-    if os.path.exists(thing) if thing.startswith("/") else shutil.which(thing):
-        return
-    command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package]
-    if os.geteuid() != 0:
-        sys.exit(f"the package {package} is missing: sudo {' '.join(command)}")
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for step in (["apt-get", "update", "-qq"], command):
-        subprocess.run(step, env=environment, check=True, stdout=subprocess.DEVNULL)
-
-
-def _run(release: str, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "lab", "run", "--release", release, "--timeout", "1800"]
-    command += ["bench", "--rounds", str(rounds)]
-    subprocess.run(command, cwd=CHECKOUT, check=True)
-    found: dict[str, Any] = json.loads((CHECKOUT / "build" / "lab" / release / "bench" / "bench.json").read_text())
+def _loops(release: str, rounds: int) -> dict[str, Any]:
+    found = _run("bench", release, rounds)
     for loop in LOOPS:
         for size in found[loop]["sizes"]:
             size["ratio"] = ratio(size)._asdict()
-    kept = CHECKOUT / "build" / "bench" / f"{release}.json"
+    return _keep(f"{release}.json", found)
+
+
+def _vchan(release: str, rounds: int) -> dict[str, Any]:
+    return _keep(f"{release}-vchan.json", _run("bench_vchan", release, rounds))
+
+
+_BENCHES = {"loops": _loops, "vchan": _vchan}
+
+
+def _run(job: str, release: str, rounds: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "lab", "run", "--release", release, "--timeout", "1800"]
+    subprocess.run([*command, job, "--rounds", str(rounds)], cwd=CHECKOUT, check=True)
+    found: dict[str, Any] = json.loads((CHECKOUT / "build" / "lab" / release / job / f"{job}.json").read_text())
+    return found
+
+
+def _keep(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    kept = CHECKOUT / "build" / "bench" / name
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -104,9 +98,12 @@ def ratio(size: dict[str, Any]) -> Ratio:
 
 
 def _report(results: list[dict[str, Any]]) -> int:
-    """Print the table; 1 if a ratio is above its limit."""
+    """Print the tables; 1 if a ratio is beyond its limit."""
     missed = 0
     for found in results:
+        if "pairs" in found:
+            missed += vchan_table.report(found)
+            continue
         print("\n{release}: Xen {xen}, Linux {linux}, Python {python}, {guest} guest".format(**found))
         print(f"{'loop':22} {'pages':>5} {'C':>10} {'Python':>10} {'ratio':>6}  {'10th-90th':>11}  {'all turns':>11}")
         for loop, title in LOOPS.items():

@@ -12,9 +12,10 @@ import re
 import shutil
 from pathlib import Path
 
-from lab import paths
+from lab import paths, programs
 from lab.cpio import CpioWriter
 from lab.images import Images
+from lab.releases import Release
 
 __all__ = ["write"]
 
@@ -23,18 +24,18 @@ _NOISE = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
 _INIT = paths.LAB / "init"
 
 
-def write(target: Path, images: Images, request: dict[str, object], *, interactive: bool) -> None:
+def write(target: Path, release: Release, images: Images, request: dict[str, object], *, interactive: bool) -> None:
     """Write dom0's initrd: its files, the guests' image and kernel in /images, the project in /opt/project."""
     with open(target, "wb") as out:
         with open(images.dom0, "rb") as base:
             shutil.copyfileobj(base, out, 1 << 20)
         with CpioWriter(out) as archive:
-            _dom0(archive, request, interactive=interactive)
+            _dom0(archive, release, request, interactive=interactive)
             archive.file("images/vmlinux", images.vmlinux.read_bytes())
-            archive.file("images/guest.cpio", images.guest.read_bytes() + _guest())
+            archive.file("images/guest.cpio", images.guest.read_bytes() + _guest(release))
 
 
-def _dom0(archive: CpioWriter, request: dict[str, object], *, interactive: bool) -> None:
+def _dom0(archive: CpioWriter, release: Release, request: dict[str, object], *, interactive: bool) -> None:
     archive.file("init", (_INIT / "dom0.sh").read_bytes(), mode=0o755)
     archive.tree("etc/fstab", _INIT / "dom0.fstab")
     for directory in ("results", "var/log/xen", "var/lib/xen"):
@@ -42,13 +43,13 @@ def _dom0(archive: CpioWriter, request: dict[str, object], *, interactive: bool)
     for name in _EXPORTED:
         if (paths.CHECKOUT / name).is_dir():
             archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, _wanted)
-    _programs(archive, "opt/project/bin")
+    _programs(archive, release, "opt/project/bin")
     archive.file("opt/project/run.json", json.dumps(request).encode())
     if interactive:
         archive.file("opt/project/interactive", b"")
 
 
-def _guest() -> bytes:
+def _guest(release: Release) -> bytes:
     """What is appended to each guest's image: its init and agent, and the programs of build/lab/bin.
 
     dom0 adds the package (`lab.dom0.overlay`).
@@ -60,14 +61,15 @@ def _guest() -> bytes:
         archive.file("init", (_INIT / "guest.sh").read_bytes(), mode=0o755)
         archive.tree("etc/fstab", _INIT / "guest.fstab")
         archive.tree("opt/lab/agent.py", _INIT / "agent.py")
-        _programs(archive, "opt/bin")
+        _programs(archive, release, "opt/bin")
     return out.getvalue()
 
 
-def _programs(archive: CpioWriter, target: str) -> None:
-    programs = paths.CHECKOUT / "build" / "lab" / "bin"
-    if programs.is_dir():
-        archive.tree(target, programs)
+def _programs(archive: CpioWriter, release: Release, target: str) -> None:
+    """The C programs, and the name by which they ask for libxenvchan (`lab.programs`)."""
+    if programs.BIN.is_dir():
+        archive.tree(target, programs.BIN)
+    archive.symlink(f"usr/lib/x86_64-linux-gnu/{programs.VCHAN}", f"{programs.VCHAN}.{release.xen}")
 
 
 def _wanted(path: Path) -> bool:

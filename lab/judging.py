@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from lab import paths, tools
+from lab import paths, programs, tools
 from lab import run as runs
 from lab.errors import LabError
 from lab.images import images
@@ -28,6 +28,7 @@ def judge(releases: list[Release]) -> int:
         tools.need(build=False)  # what all of them need is made before they could get into each other's way
         for release in releases:
             images(release)
+        programs.build()
         statuses = _at_once([release.name for release in releases])
     for name, status in statuses.items():
         paths.progress(f"{name} {f'failed ({status})' if status else 'passed'}")

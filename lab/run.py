@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lab import initrd, paths, tools
+from lab import initrd, paths, programs, tools
 from lab.errors import LabError
 from lab.images import images
 from lab.machine import Machine
@@ -62,6 +62,7 @@ def _started(
     """A machine, its results directory and when it was started. One of each release at a time on this host."""
     tools.need(build=False)
     built = images(release)
+    programs.build()
     with ExitStack() as stack:
         stack.enter_context(paths.exclusive(f"machine-{release.name}", f"another run of {release.name}'s lab to end"))
         results = paths.results(release.name, name)
@@ -73,7 +74,7 @@ def _started(
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         if interactive and sys.stdin.isatty():
             stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
-        initrd.write(work / "dom0.cpio", built, request, interactive=interactive)
+        initrd.write(work / "dom0.cpio", release, built, request, interactive=interactive)
         paths.progress(f"booting Xen {release.xen} and Debian {release.name}; log: {results / 'boot.log'}")
         booting = time.monotonic()
         machine = stack.enter_context(Machine(built, work / "dom0.cpio", results, work, interactive=interactive))

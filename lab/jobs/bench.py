@@ -1,19 +1,19 @@
 """Two loops with no handshake inside, Python's and C's in turns: sharing and unmapping pages in a guest, and mapping
 and unmapping in dom0 what a guest holds open. The times go to bench.json in the results; `python3 -m benchmarks.run`
-builds the C programs, runs this and prints the table.
+runs this and prints the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import shlex
 import subprocess
 import sys
 import time
 
-from lab.dom0 import BIN, GUEST_KIND, PROJECT, RELEASE, RESULTS, Guest, xl
+from lab.dom0 import BIN, PROJECT, RESULTS, Guest
+from lab.dom0.about import about
 
 CYCLES = {1: 60, 16: 40, 128: 15}
 """Cycles of a turn for each number of pages: 10 to 40 ms. Short turns meet the same weather as their neighbours."""
@@ -23,10 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=8)
     rounds = parser.parse_args().rounds
-    missing = [name for name in ("share-loop", "map-loop") if not (BIN / name).is_file()]
-    if missing:
-        sys.exit(f"{' and '.join(missing)} not built: run this with `python3 -m benchmarks.run`")
-    found = _about()
+    found = about()
     files = {"opt/xengrant/benchmarks": PROJECT / "benchmarks"}
     with Guest.create("bench", files=files, timeout=180) as guest:
         programs = ["C=/opt/bin/share-loop 0", "Python=python3 -m benchmarks.share_loop 0"]
@@ -43,17 +40,6 @@ def main() -> None:
         found["map"] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         print("map + unmap in dom0: done", flush=True)
     (RESULTS / "bench.json").write_text(json.dumps(found, indent=1))
-
-
-def _about() -> dict[str, object]:
-    info = dict(line.split(":", 1) for line in xl("info").splitlines() if ":" in line)
-    return {
-        "release": RELEASE,
-        "guest": GUEST_KIND,
-        "xen": next(value.strip() for key, value in info.items() if key.strip() == "xen_version"),
-        "linux": platform.release(),
-        "python": platform.python_version(),
-    }
 
 
 def _turns(rounds: int) -> list[str]:
