@@ -1,0 +1,114 @@
+"""The two ends of a vchan whose speed is measured, in Python: the twin of c/vchan_bench.c, which says what a turn is.
+
+    python3 -m benchmarks.vchan_bench [--poll SECONDS] serve DOMID PATH READ WRITE
+    python3 -m benchmarks.vchan_bench [--poll SECONDS] drive DOMID PATH
+
+Written as a user would write it. Either end may be C's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import struct
+import sys
+import time
+from pathlib import Path
+
+from xengrant import PeerClosed, vchan
+from xengrant.vchan import Vchan
+
+KINDS = ("stream", "messages", "ping")
+REQUEST = struct.Struct("<IIQ")
+USAGE = struct.Struct("<QQQ")
+
+
+def usage() -> tuple[int, int, int]:
+    """Nanoseconds of processor time, voluntary context switches, and events for processes of this name, so far."""
+    ours = b"evtchn:" + Path("/proc/self/comm").read_bytes()
+    with open("/proc/interrupts", "rb") as file:
+        events = sum(int(line.split()[1]) for line in file if line.endswith(ours))
+    return time.process_time_ns(), resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw, events
+
+
+def since(before: tuple[int, int, int]) -> tuple[int, int, int]:
+    now = usage()
+    return now[0] - before[0], now[1] - before[1], now[2] - before[2]
+
+
+def serve(channel: Vchan) -> None:
+    data = memoryview(bytearray(b"x" * channel.write_size))
+    while True:
+        try:
+            kind, size, count = REQUEST.unpack(channel.recv(REQUEST.size))
+        except PeerClosed:
+            return
+        before = usage()
+        channel.write(b"!")
+        serve_turn(channel, KINDS[kind], data[:size], count)
+        channel.recv(1)
+        channel.write(USAGE.pack(*since(before)))
+
+
+def serve_turn(channel: Vchan, kind: str, data: memoryview, count: int) -> None:
+    if kind == "stream":
+        for _ in range(count):
+            channel.write(data)
+    elif kind == "messages":
+        for _ in range(count):
+            channel.send(data)
+    else:
+        for _ in range(count):
+            channel.send(channel.recv(len(data)))
+
+
+def drive(channel: Vchan) -> None:
+    for line in sys.stdin:
+        kind, size, count = line.split()[0], *map(int, line.split()[1:])
+        channel.write(REQUEST.pack(KINDS.index(kind), size, count))
+        channel.recv(1)
+        before = usage()
+        started = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        drive_turn(channel, kind, size, count)
+        taken = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - started
+        mine = since(before)
+        channel.write(b"!")
+        print(taken, *mine, *USAGE.unpack(channel.recv(USAGE.size)), flush=True)
+
+
+def drive_turn(channel: Vchan, kind: str, size: int, count: int) -> None:
+    if kind == "stream":
+        buffer = memoryview(bytearray(size))
+        left = size * count
+        while left:
+            left -= channel.readinto(buffer[:left])
+    elif kind == "messages":
+        for _ in range(count):
+            channel.recv(size)
+    else:
+        ball = b"x" * size
+        for _ in range(count):
+            channel.send(ball)
+            channel.recv(size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One end of a vchan whose speed is measured.")
+    parser.add_argument("--poll", type=float, default=0.0, help="seconds to look before sleeping (default: 0)")
+    parser.add_argument("role", choices=("serve", "drive"))
+    parser.add_argument("domid", type=int)
+    parser.add_argument("path")
+    parser.add_argument("read_size", type=int, nargs="?", default=65536)
+    parser.add_argument("write_size", type=int, nargs="?", default=65536)
+    o = parser.parse_args()
+    if o.role == "serve":
+        with vchan.serve(o.domid, o.path, read_size=o.read_size, write_size=o.write_size, poll=o.poll) as channel:
+            print("listening", flush=True)
+            serve(channel)
+    else:
+        with vchan.connect(o.domid, o.path, timeout=60, poll=o.poll) as channel:
+            drive(channel)
+
+
+if __name__ == "__main__":
+    main()
