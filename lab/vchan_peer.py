@@ -30,7 +30,9 @@ PERIOD = 65536
 
 def pattern(seed: int, direction: int) -> memoryview:
     """The pattern for a chunk that begins anywhere in a period."""
-    period = bytes((i * 131 + (i >> 8) * 7 + seed + direction) & 0xFF for i in range(PERIOD))
+    row = bytes((i * 131 + seed + direction) & 0xFF for i in range(256))
+    plus = bytes(range(256)) * 2
+    period = b"".join(row.translate(plus[at : at + 256]) for at in (i * 7 & 0xFF for i in range(256)))
     return memoryview(period * (CHUNK // PERIOD + 1))
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-jobs = sys.argv[1:] or ["suite", "table", "tool", "cycles"]
+jobs = sys.argv[1:] or ["suite", "table", "tool", "cycles", "vchan"]
 
 failed = []
 for job in jobs:
