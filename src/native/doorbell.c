@@ -200,23 +200,27 @@ doorbell_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-static PyObject *
-doorbell_ring(PyObject *object, PyObject *Py_UNUSED(ignored))
+int
+ring_bell(Doorbell *self)
 {
-    Doorbell *self = (Doorbell *)object;
     int bell = hold_descriptor(self->bell);
     if (bell < 0)
-        Py_RETURN_FALSE;
+        return ENOTCONN;
     int error = 0;
     if (self->is_kernels) {
         struct ioctl_evtchn_notify notify = {.port = self->port};
-        Py_BEGIN_ALLOW_THREADS
         error = ioctl(bell, IOCTL_EVTCHN_NOTIFY, &notify) < 0 ? errno : 0;
-        Py_END_ALLOW_THREADS
     } else
         /* No room: an event is pending there already. Shut down: nobody is there, which is no error. */
         send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
     drop_descriptor(self->bell);
+    return error;
+}
+
+static PyObject *
+doorbell_ring(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    int error = ring_bell((Doorbell *)object);
     if (error != 0 && error != ENOTCONN) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);

@@ -99,9 +99,11 @@ state_of(Mapping *self)
 static void
 set_closed_error(uint32_t state)
 {
-    PyErr_SetString(PyExc_ValueError,
-                    state & FORKED ? "mapping belongs to the parent process: map the pages again in this one"
-                                   : "mapping is closed");
+    PyObject *error = our_error("InterfaceClosed");
+    if (error != NULL)
+        PyErr_SetString(error, state & FORKED ? "mapping belongs to the parent process: map the pages again in this one"
+                                              : "mapping is closed");
+    Py_XDECREF(error);
 }
 
 int

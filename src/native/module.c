@@ -32,6 +32,15 @@
     FASTCALL(compare_exchange##BITS, "buffer, offset, expected, desired",                                    \
              "Store desired if expected is there; return what was there. Sequentially consistent.")
 
+PyObject *
+our_error(const char *name)
+{
+    PyObject *errors = PyImport_ImportModule("xengrant.errors");
+    PyObject *error = errors == NULL ? NULL : PyObject_GetAttrString(errors, name);
+    Py_XDECREF(errors);
+    return error;
+}
+
 static PyMethodDef native_methods[] = {
     LOAD(8),
     LOAD(16),

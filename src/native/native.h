@@ -23,6 +23,9 @@ typedef struct {
 
 extern Py_ssize_t page_size; /* from the module's exec on */
 
+/* An exception of xengrant.errors, or NULL and another is set. */
+PyObject *our_error(const char *name);
+
 #define FASTCALL(NAME, SIGNATURE, DOC)                                                                       \
     {#NAME, (PyCFunction)(void (*)(void))NAME, METH_FASTCALL, #NAME "($module, " SIGNATURE ", /)\n--\n\n" DOC}
 #define METHOD(FUNCTION) (PyCFunction)(void (*)(void))FUNCTION, METH_METHOD | METH_FASTCALL | METH_KEYWORDS
@@ -96,6 +99,9 @@ typedef enum { CHANGED, TIMED_OUT, INTERRUPTED, SILENCED } Waited;
 
 /* Without the GIL: waits until `changes` is not `seen`, or the deadline of the monotonic clock, in nanoseconds. */
 Waited wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline);
+
+/* Sends the peer an event: 0, or an errno; ENOTCONN where the port is closed. */
+int ring_bell(Doorbell *self);
 
 uint64_t monotonic_now(void);
 

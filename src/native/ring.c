@@ -4,7 +4,8 @@
  *
  * An end's own index is a private variable; what it says in shared memory is for the peer only. The peer's is loaded
  * once in each call and then checked: it may not run backwards, nor further than the ring has bytes. Whatever the peer
- * writes, no byte outside the ring is touched, and no call loops on what it writes but `wait`, which has a timeout.
+ * writes, no byte outside the ring is touched, and no call loops on what it writes but those that wait, which
+ * have a timeout.
  */
 
 #include "native.h"
@@ -21,10 +22,24 @@ typedef struct {
     Py_ssize_t start;
     uint32_t size;
     uint32_t own;
+    uint32_t lie;  /* the peer's index that was refused */
     uint32_t seen; /* bytes that may be read, or written, when the peer's index was last loaded, less what was since */
     uint32_t busy; /* 1 while a call uses the above */
     char writes;
+    /* Of a vchan's end, which can be told and waits: NULL without. */
+    Doorbell *doorbell;
+    Py_ssize_t live_at;  /* in `indices`: not 0 while the peer is there; -1 where this end outlives its peers */
+    Py_ssize_t ask_at;   /* where this end asks to be told */
+    Py_ssize_t asked_at; /* where the peer does */
+    uint64_t poll;       /* nanoseconds to look before sleeping */
+    uint32_t wakes;      /* of the doorbell's, those that this end's waits have returned for */
+    uint32_t outcome;    /* of the last wait */
+    size_t moved;        /* bytes that the last call moved, which may have waited in vain for more */
 } Ring;
+
+/* Xen public/io/libxenvchan.h: tell me when you have written, or read. */
+#define NOTIFY_WRITE 1
+#define NOTIFY_READ 2
 
 /* Copies shorter than this keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
 #define WITHOUT_GIL 16384
@@ -62,18 +77,37 @@ release_buffers(Opened *opened)
     PyBuffer_Release(&opened->indices);
 }
 
-/* One call at a time: another waits, and leaves the first the GIL, which that may need to finish. */
+/* One call at a time uses an end; another waits, without the GIL, which the first may need to finish. */
+static void
+occupy_without_gil(Ring *self)
+{
+    while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE))
+        sched_yield();
+}
+
+static void
+occupy(Ring *self)
+{
+    if (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
+        Py_BEGIN_ALLOW_THREADS
+        occupy_without_gil(self);
+        Py_END_ALLOW_THREADS
+    }
+}
+
+static void
+vacate(Ring *self)
+{
+    __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
+}
+
 static int
 ring_open(Ring *self, Opened *opened)
 {
-    while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
-        Py_BEGIN_ALLOW_THREADS
-        sched_yield();
-        Py_END_ALLOW_THREADS
-    }
+    occupy(self);
     if (take_buffers(self, opened) == 0)
         return 0;
-    __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
+    vacate(self);
     return -1;
 }
 
@@ -81,23 +115,10 @@ static void
 ring_close(Ring *self, Opened *opened)
 {
     release_buffers(opened);
-    __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
+    vacate(self);
 }
 
-static void
-refuse(const Ring *self, uint32_t peer)
-{
-    PyObject *errors = PyImport_ImportModule("xengrant.errors");
-    PyObject *error = errors == NULL ? NULL : PyObject_GetAttrString(errors, "ProtocolError");
-    Py_XDECREF(errors);
-    if (error == NULL)
-        return;
-    PyErr_Format(error, "the peer's %s index of a ring of %u bytes is %u, where ours is %u: that cannot be",
-                 self->writes ? "consumer" : "producer", self->size, peer, self->own);
-    Py_DECREF(error);
-}
-
-/* How many bytes may be read, or written, now. */
+/* Loads the peer's index, once: how many bytes may be read, or written, now. 0, or -1 for a lie. */
 static int
 look(Ring *self, const Opened *opened)
 {
@@ -105,11 +126,43 @@ look(Ring *self, const Opened *opened)
     uint32_t apart = self->writes ? self->own - peer : peer - self->own;
     uint32_t may = self->writes ? self->size - apart : apart;
     if (apart > self->size || may < self->seen) {
-        refuse(self, peer);
+        self->lie = peer;
         return -1;
     }
     self->seen = may;
     return 0;
+}
+
+/* After `is_there` said that so many bytes are: an index that is behind that now, or was beyond the ring, is a lie. */
+static int
+look_again(Ring *self, const Opened *opened, uint32_t wanted)
+{
+    if (look(self, opened) < 0)
+        return -1;
+    if (self->seen >= wanted)
+        return 0;
+    self->lie = self->writes ? self->own - (self->size - self->seen) : self->own + self->seen;
+    return -1;
+}
+
+static void
+refuse(const Ring *self)
+{
+    PyObject *error = our_error("ProtocolError");
+    if (error == NULL)
+        return;
+    PyErr_Format(error, "the peer's %s index of a ring of %u bytes is %u, where ours is %u: that cannot be",
+                 self->writes ? "consumer" : "producer", self->size, self->lie, self->own);
+    Py_DECREF(error);
+}
+
+static int
+look_or_raise(Ring *self, const Opened *opened)
+{
+    if (look(self, opened) == 0)
+        return 0;
+    refuse(self);
+    return -1;
 }
 
 /* Count bytes are read, or written: the peer may have their room, or see them. */
@@ -137,8 +190,22 @@ copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
     }
 }
 
+/* Once an index was stored: tells the peer, where this end can and that asked for it. */
 static void
-copy_and_publish(Ring *self, const Opened *opened, char *memory, uint32_t count)
+tell(Ring *self, const Opened *opened)
+{
+    if (self->doorbell == NULL)
+        return;
+    uint8_t *asked = (uint8_t *)opened->indices.buf + self->asked_at;
+    uint8_t bit = self->writes ? NOTIFY_WRITE : NOTIFY_READ;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if ((__atomic_load_n(asked, __ATOMIC_RELAXED) & bit) != 0 && /* where nobody asks, the peer keeps the line */
+        (__atomic_fetch_and(asked, (uint8_t)~bit, __ATOMIC_SEQ_CST) & bit) != 0)
+        ring_bell(self->doorbell); /* an error says that the port is closed: then nobody is to be told */
+}
+
+static void
+move(Ring *self, const Opened *opened, char *memory, uint32_t count)
 {
     if (count >= WITHOUT_GIL) {
         Py_BEGIN_ALLOW_THREADS
@@ -147,6 +214,7 @@ copy_and_publish(Ring *self, const Opened *opened, char *memory, uint32_t count)
     } else
         copy(self, opened, memory, count);
     publish(self, opened, count);
+    tell(self, opened);
 }
 
 /* ---- Made and destroyed -------------------------------------------------------------------------------- */
@@ -182,7 +250,7 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs, int writes)
         return NULL;
     }
     self->own = __atomic_load_n((uint32_t *)((char *)opened.indices.buf + self->own_at), __ATOMIC_ACQUIRE);
-    int looked = look(self, &opened);
+    int looked = look_or_raise(self, &opened);
     ring_close(self, &opened);
     if (looked < 0) {
         Py_DECREF(self);
@@ -220,6 +288,7 @@ ring_dealloc(PyObject *object)
     Ring *self = (Ring *)object;
     PyTypeObject *type = Py_TYPE(object);
     PyObject_GC_UnTrack(object);
+    Py_XDECREF((PyObject *)self->doorbell);
     Py_XDECREF(self->indices);
     Py_XDECREF(self->data);
     PyObject_GC_Del(object);
@@ -235,7 +304,7 @@ ring_get_available(PyObject *object, void *Py_UNUSED(closure))
     Opened opened;
     if (ring_open(self, &opened) < 0)
         return NULL;
-    int looked = look(self, &opened);
+    int looked = look_or_raise(self, &opened);
     uint32_t seen = self->seen;
     ring_close(self, &opened);
     return looked < 0 ? NULL : PyLong_FromUnsignedLong(seen);
@@ -256,11 +325,11 @@ reader_read(PyObject *object, PyObject *argument)
     if (ring_open(self, &opened) < 0)
         return NULL;
     PyObject *result = NULL;
-    if (look(self, &opened) == 0) {
+    if (look_or_raise(self, &opened) == 0) {
         uint32_t count = (size_t)most < self->seen ? (uint32_t)most : self->seen;
         result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
         if (result != NULL && count > 0)
-            copy_and_publish(self, &opened, PyBytes_AsString(result), count);
+            move(self, &opened, PyBytes_AsString(result), count);
     }
     ring_close(self, &opened);
     return result;
@@ -278,10 +347,10 @@ ring_transfer(PyObject *object, PyObject *argument)
     Opened opened;
     if (ring_open(self, &opened) < 0)
         goto done;
-    if (look(self, &opened) == 0) {
+    if (look_or_raise(self, &opened) == 0) {
         uint32_t count = (size_t)memory.len < self->seen ? (uint32_t)memory.len : self->seen;
         if (count > 0)
-            copy_and_publish(self, &opened, memory.buf, count);
+            move(self, &opened, memory.buf, count);
         result = PyLong_FromUnsignedLong(count);
     }
     ring_close(self, &opened);
@@ -299,7 +368,7 @@ ring_piece(PyObject *object, PyObject *Py_UNUSED(ignored))
     if (ring_open(self, &opened) < 0)
         return NULL;
     PyObject *result = NULL;
-    if (look(self, &opened) == 0) {
+    if (look_or_raise(self, &opened) == 0) {
         uint32_t at = self->own & (self->size - 1);
         uint32_t length = self->seen < self->size - at ? self->seen : self->size - at;
         result = Py_BuildValue("nI", self->start + (Py_ssize_t)at, (unsigned int)length);
@@ -320,8 +389,10 @@ ring_advance(PyObject *object, PyObject *argument)
         return NULL;
     int within = count >= 0 && (size_t)count <= self->seen;
     uint32_t seen = self->seen;
-    if (within)
+    if (within && count > 0) {
         publish(self, &opened, (uint32_t)count);
+        tell(self, &opened);
+    }
     ring_close(self, &opened);
     if (within)
         Py_RETURN_NONE;
@@ -331,35 +402,31 @@ ring_advance(PyObject *object, PyObject *argument)
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    uint32_t *peer;
-    uint8_t *live;  /* not 0 while the peer is there, or NULL */
-    uint8_t *asked; /* where to ask the peer to tell */
-    uint8_t bit;
-    uint32_t wanted;
-    uint64_t poll;
-    uint64_t deadline;
-} Awaited;
+typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, INTERRUPT } Outcome;
 
-typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT } Outcome;
-
-/* Whether so many bytes are there. A lie counts too: the call that follows refuses it. */
+/* Whether so many bytes are there. A lie counts too: `look` refuses it. */
 static int
-is_ready(const Ring *self, const Awaited *awaited)
+is_there(const Ring *self, const Opened *opened, uint32_t wanted)
 {
-    uint32_t peer = __atomic_load_n(awaited->peer, __ATOMIC_ACQUIRE);
+    uint32_t peer = __atomic_load_n((uint32_t *)((char *)opened->indices.buf + self->peer_at), __ATOMIC_ACQUIRE);
     uint32_t own = __atomic_load_n(&self->own, __ATOMIC_RELAXED);
     uint32_t apart = self->writes ? own - peer : peer - own;
-    return apart > self->size || (self->writes ? self->size - apart : apart) >= awaited->wanted;
+    return apart > self->size || (self->writes ? self->size - apart : apart) >= wanted;
 }
 
 static int
-spin(const Ring *self, const Awaited *awaited)
+peer_is_gone(const Ring *self, const Opened *opened)
 {
-    uint64_t end = monotonic_now() + awaited->poll;
+    return self->live_at >= 0 && __atomic_load_n((uint8_t *)opened->indices.buf + self->live_at, __ATOMIC_ACQUIRE) == 0;
+}
+
+static int
+spin(const Ring *self, const Opened *opened, uint32_t wanted)
+{
+    uint64_t end = monotonic_now() + self->poll;
     do {
         for (int i = 0; i < 32; i++) {
-            if (is_ready(self, awaited))
+            if (is_there(self, opened, wanted))
                 return 1;
 #if defined(__x86_64__) || defined(__i386__)
             __builtin_ia32_pause();
@@ -371,83 +438,271 @@ spin(const Ring *self, const Awaited *awaited)
     return 0;
 }
 
-/* Waits until the bytes are there, asking the peer to tell and looking again afterwards: no event is lost. */
+/* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
+ * event is lost. */
 static Outcome
-await_bytes(const Ring *self, const Awaited *awaited, Doorbell *doorbell, uint32_t wakes, int *interrupted)
+await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
-    if (is_ready(self, awaited) || (awaited->poll != 0 && spin(self, awaited)))
+    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted)))
         return READY;
+    uint8_t *ask = (uint8_t *)opened->indices.buf + self->ask_at;
     for (;;) {
-        uint32_t seen = __atomic_load_n(&doorbell->changes, __ATOMIC_SEQ_CST);
-        __atomic_fetch_or(awaited->asked, awaited->bit, __ATOMIC_SEQ_CST);
+        uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
+        __atomic_fetch_or(ask, self->writes ? NOTIFY_READ : NOTIFY_WRITE, __ATOMIC_SEQ_CST);
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (is_ready(self, awaited))
+        if (is_there(self, opened, wanted))
             return READY;
         /* What the peer wrote before it went is there by now. */
-        if (awaited->live != NULL && __atomic_load_n(awaited->live, __ATOMIC_ACQUIRE) == 0)
-            return is_ready(self, awaited) ? READY : PEER_GONE;
-        if (__atomic_load_n(&doorbell->wakes, __ATOMIC_SEQ_CST) != wakes)
+        if (peer_is_gone(self, opened))
+            return is_there(self, opened, wanted) ? READY : PEER_GONE;
+        uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        if (wakes != self->wakes) {
+            self->wakes = wakes;
             return WOKEN;
-        switch (wait_for_change(doorbell, seen, awaited->deadline)) {
+        }
+        switch (wait_for_change(self->doorbell, seen, deadline)) {
         case CHANGED:
             break;
         case TIMED_OUT:
-            return is_ready(self, awaited) ? READY : LATE;
+            return is_there(self, opened, wanted) ? READY : LATE;
         case SILENCED:
-            return is_ready(self, awaited) ? READY : SILENT;
+            return is_there(self, opened, wanted) ? READY : SILENT;
         case INTERRUPTED:
-            *interrupted = 1;
-            return WOKEN;
+            return INTERRUPT;
         }
     }
 }
 
+/* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
+static Outcome
+pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline)
+{
+    for (uint32_t promised = 0;;) {
+        if (self->writes && peer_is_gone(self, opened))
+            return PEER_GONE;
+        size_t rest = length - self->moved;
+        occupy_without_gil(self);
+        int looked = look_again(self, opened, promised);
+        uint32_t count = rest < self->seen ? (uint32_t)rest : self->seen;
+        if (looked < 0 || (whole && count < rest))
+            count = 0;
+        if (count > 0) {
+            copy(self, opened, memory + self->moved, count);
+            publish(self, opened, count);
+        }
+        vacate(self);
+        if (looked < 0)
+            return LIE;
+        if (count > 0)
+            tell(self, opened);
+        self->moved += count;
+        if (self->moved >= least)
+            return READY;
+        promised = whole ? (uint32_t)length : 1;
+        Outcome outcome = await_bytes(self, opened, promised, deadline);
+        if (outcome != READY)
+            return outcome;
+    }
+}
+
+/* What cannot be waited for: 0, or -1 and an error is set. */
+static int
+check_waiting(const Ring *self, size_t length, int whole)
+{
+    if (self->doorbell == NULL)
+        PyErr_SetString(PyExc_ValueError, "this end of a ring has no doorbell to wait on: bind() it");
+    else if (whole && length > self->size)
+        PyErr_Format(PyExc_ValueError, "%zu bytes at once do not fit in a ring of %u bytes", length, self->size);
+    else
+        return 0;
+    return -1;
+}
+
+/* 1 where the bytes were moved, 0 where `outcome` says why not, -1 where an error is set. The buffers are released. */
+static int
+finish(Ring *self, Opened *opened, Outcome outcome)
+{
+    self->outcome = outcome;
+    if (outcome == LIE)
+        refuse(self);
+    release_buffers(opened);
+    if (outcome == INTERRUPT) { /* with no buffer held: a handler may close what was waited on */
+        self->outcome = WOKEN;
+        return PyErr_CheckSignals() < 0 ? -1 : 0;
+    }
+    return outcome == LIE ? -1 : outcome == READY;
+}
+
+/* Sends from, or receives into, a buffer. */
 static PyObject *
-ring_wait(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+pump_buffer(Ring *self, PyObject *const *args, Py_ssize_t start, size_t least, int whole, uint64_t deadline)
+{
+    Py_buffer memory;
+    if (PyObject_GetBuffer(args[0], &memory, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (start < 0 || start > memory.len) {
+        PyErr_Format(PyExc_ValueError, "byte %zd lies outside %zd bytes", start, memory.len);
+        PyBuffer_Release(&memory);
+        return NULL;
+    }
+    size_t length = (size_t)(memory.len - start);
+    PyObject *result = NULL;
+    Opened opened;
+    if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
+        Outcome outcome;
+        self->moved = 0;
+        if (least > length)
+            least = length;
+        Py_BEGIN_ALLOW_THREADS
+        outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
+        Py_END_ALLOW_THREADS
+        int finished = finish(self, &opened, outcome);
+        result = finished < 0 ? NULL : PyLong_FromSsize_t(finished ? (Py_ssize_t)self->moved : -1);
+    }
+    PyBuffer_Release(&memory);
+    return result;
+}
+
+static PyObject *
+writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    Py_ssize_t start;
+    if (check_count("send", nargs, 4) < 0 || parse_offset(args[1], &start) < 0 || parse_timeout(args[3], &deadline) < 0)
+        return NULL;
+    int whole = PyObject_IsTrue(args[2]);
+    return whole < 0 ? NULL : pump_buffer((Ring *)object, args, start, SIZE_MAX, whole, deadline);
+}
+
+static PyObject *
+reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    if (check_count("receive_into", nargs, 2) < 0 || parse_timeout(args[1], &deadline) < 0)
+        return NULL;
+    return pump_buffer((Ring *)object, args, 0, 1, 0, deadline);
+}
+
+static PyObject *
+reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    Ring *self = (Ring *)object;
+    uint64_t deadline;
+    Py_ssize_t most;
+    if (check_count("receive", nargs, 3) < 0 || parse_offset(args[0], &most) < 0 || parse_timeout(args[2], &deadline) < 0)
+        return NULL;
+    int whole = PyObject_IsTrue(args[1]);
+    if (whole < 0)
+        return NULL;
+    if (most < 0)
+        return PyErr_Format(PyExc_ValueError, "cannot read %zd bytes", most);
+    Opened opened;
+    if (check_waiting(self, (size_t)most, whole) < 0 || take_buffers(self, &opened) < 0)
+        return NULL;
+    uint32_t wanted = whole ? (uint32_t)most : most > 0;
+    self->moved = 0;
+    Outcome outcome = READY;
+    if (!is_there(self, &opened, wanted)) {
+        Py_BEGIN_ALLOW_THREADS
+        outcome = await_bytes(self, &opened, wanted, deadline);
+        Py_END_ALLOW_THREADS
+    }
+    PyObject *result = NULL;
+    if (outcome == READY) {
+        occupy(self);
+        if (look_again(self, &opened, wanted) < 0)
+            outcome = LIE;
+        else {
+            uint32_t count = (size_t)most < self->seen ? (uint32_t)most : self->seen;
+            result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+            if (result != NULL && count > 0)
+                move(self, &opened, PyBytes_AsString(result), count);
+        }
+        vacate(self);
+    }
+    int finished = finish(self, &opened, outcome);
+    return finished < 0 ? NULL : finished ? result : Py_NewRef(Py_None);
+}
+
+static PyObject *
+ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    Ring *self = (Ring *)object;
+    uint32_t wanted;
+    uint64_t deadline;
+    if (check_count("wait", nargs, 2) < 0 || parse_value(args[0], 32, &wanted) < 0 || parse_timeout(args[1], &deadline) < 0)
+        return NULL;
+    Opened opened;
+    if (check_waiting(self, wanted, 1) < 0 || take_buffers(self, &opened) < 0)
+        return NULL;
+    Outcome outcome;
+    Py_BEGIN_ALLOW_THREADS
+    outcome = await_bytes(self, &opened, wanted, deadline);
+    if (outcome == READY) {
+        occupy_without_gil(self);
+        if (look_again(self, &opened, wanted) < 0)
+            outcome = LIE;
+        vacate(self);
+    }
+    Py_END_ALLOW_THREADS
+    int finished = finish(self, &opened, outcome);
+    return finished < 0 ? NULL : PyBool_FromLong(finished);
+}
+
+static PyObject *
+ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     Ring *self = (Ring *)object;
     State *state = PyType_GetModuleState(type);
-    Awaited awaited;
-    uint32_t bit, wakes, poll;
-    Py_ssize_t live, asked;
+    Py_ssize_t live, ask, asked;
+    double poll;
     if (names != NULL && PyTuple_Size(names) != 0) {
-        PyErr_SetString(PyExc_TypeError, "wait() takes no keyword arguments");
+        PyErr_SetString(PyExc_TypeError, "bind() takes no keyword arguments");
         return NULL;
     }
-    if (check_count("wait", nargs, 8) < 0 || parse_value(args[0], 32, &awaited.wanted) < 0 ||
-        parse_offset(args[2], &live) < 0 || parse_offset(args[3], &asked) < 0 || parse_value(args[4], 8, &bit) < 0 ||
-        parse_value(args[5], 32, &wakes) < 0 || parse_value(args[6], 32, &poll) < 0 ||
-        parse_timeout(args[7], &awaited.deadline) < 0)
+    if (check_count("bind", nargs, 5) < 0 || parse_offset(args[1], &live) < 0 || parse_offset(args[2], &ask) < 0 ||
+        parse_offset(args[3], &asked) < 0)
         return NULL;
-    if (!PyObject_TypeCheck(args[1], state->doorbell)) {
-        PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[1]);
+    poll = PyFloat_AsDouble(args[4]);
+    if (poll == -1.0 && PyErr_Occurred())
         return NULL;
-    }
-    Doorbell *doorbell = (Doorbell *)args[1];
+    if (!PyObject_TypeCheck(args[0], state->doorbell))
+        return PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[0]);
+    if (!(poll >= 0 && poll <= 3600))
+        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 3600, not %R", args[4]);
     Opened opened;
-    if (take_buffers(self, &opened) < 0)
+    if (ring_open(self, &opened) < 0)
         return NULL;
-    Outcome outcome = WOKEN;
-    int interrupted = 0;
-    if (live >= opened.indices.len || asked < 0 || asked >= opened.indices.len) {
-        PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
-        interrupted = -1;
-    } else {
-        char *page = opened.indices.buf;
-        awaited.peer = (uint32_t *)(page + self->peer_at);
-        awaited.live = live < 0 ? NULL : (uint8_t *)page + live;
-        awaited.asked = (uint8_t *)page + asked;
-        awaited.bit = (uint8_t)bit;
-        awaited.poll = poll;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = await_bytes(self, &awaited, doorbell, wakes, &interrupted);
-        Py_END_ALLOW_THREADS
+    Py_ssize_t length = opened.indices.len;
+    int within = live < length && ask >= 0 && ask < length && asked >= 0 && asked < length;
+    PyObject *before = NULL;
+    if (within) {
+        before = (PyObject *)self->doorbell;
+        self->doorbell = (Doorbell *)Py_NewRef(args[0]);
+        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        self->live_at = live;
+        self->ask_at = ask;
+        self->asked_at = asked;
+        self->poll = (uint64_t)(poll * 1e9);
     }
-    release_buffers(&opened);
-    /* A handler may close what was waited on: the caller looks. */
-    if (interrupted < 0 || (interrupted && PyErr_CheckSignals() < 0))
-        return NULL;
-    return PyLong_FromLong(outcome);
+    ring_close(self, &opened);
+    Py_XDECREF(before);
+    if (within)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
+    return NULL;
+}
+
+static PyObject *
+ring_get_outcome(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(((Ring *)object)->outcome);
+}
+
+static PyObject *
+ring_get_moved(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(((Ring *)object)->moved);
 }
 
 static PyObject *
@@ -462,12 +717,21 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(__atomic_load_n(&((Ring *)object)->own, __ATOMIC_RELAXED));
 }
 
-#define WAIT                                                                                                 \
-    {"wait", METHOD(ring_wait),                                                                              \
-     "wait($self, wanted, doorbell, live, asked, bit, wakes, poll, timeout, /)\n--\n\n"                      \
-     "Wait until `wanted` bytes are there (0), the peer's byte at `live` in `indices` is 0 (1; -1 for no such byte),\n"  \
-     "`timeout` seconds have passed (2), the doorbell's `wakes` is another or a signal came (3), or no event can come any more (4).\n"   \
-     "Looks again and again for `poll` nanoseconds, then sets `bit` in the byte at `asked`, looks, and sleeps."}
+#define WAITING                                                                                              \
+    {"bind", METHOD(ring_bind),                                                                              \
+     "bind($self, doorbell, live, ask, asked, poll, /)\n--\n\n"                                              \
+     "Make this a vchan's end: it tells the peer of what that asked for in the byte at `asked` in `indices`, and waits\n" \
+     "on the doorbell, having looked for `poll` seconds and asked to be told in the byte at `ask`, until the byte at\n" \
+     "`live` is 0 (-1: there is none). Before another thread uses it."},                                     \
+    {"wait", (PyCFunction)(void (*)(void))ring_wait, METH_FASTCALL,                                          \
+     "wait($self, wanted, timeout, /)\n--\n\n"                                                              \
+     "Wait until so many bytes are there; False where `outcome` says why they are not."}
+
+#define WAITING_GETSET                                                                                       \
+    {"outcome", ring_get_outcome, NULL,                                                                      \
+     "How the last wait ended: 0 it did not fail, 1 the peer is gone, 2 the time was out, 3 the doorbell was woken or a\n" \
+     "signal came, 4 no event can come any more.", NULL},                                                    \
+    {"moved", ring_get_moved, NULL, "Bytes that the last call that waits moved.", NULL}
 
 static PyMethodDef reader_methods[] = {
     {"read", reader_read, METH_O, "read($self, most, /)\n--\n\nTake what is ready, at most that many bytes; b\"\" for none."},
@@ -477,7 +741,13 @@ static PyMethodDef reader_methods[] = {
      "peek($self, /)\n--\n\nOffset in `data` and length of the bytes that are ready, up to the ring's end."},
     {"consume", ring_advance, METH_O,
      "consume($self, count, /)\n--\n\nGive the peer the room of the next bytes. ValueError for more than were seen ready."},
-    WAIT,
+    {"receive", (PyCFunction)(void (*)(void))reader_receive, METH_FASTCALL,
+     "receive($self, most, whole, timeout, /)\n--\n\n"
+     "Take what is ready, at most that many bytes, or all of them, waiting for it. None where `outcome` says why not."},
+    {"receive_into", (PyCFunction)(void (*)(void))reader_receive_into, METH_FASTCALL,
+     "receive_into($self, buffer, timeout, /)\n--\n\n"
+     "Take what is ready and fits, waiting for a byte: how many; -1 where `outcome` says why none."},
+    WAITING,
     {NULL, NULL, 0, NULL},
 };
 
@@ -487,7 +757,11 @@ static PyMethodDef writer_methods[] = {
      "reserve($self, /)\n--\n\nOffset in `data` and length of the room that is free, up to the ring's end."},
     {"commit", ring_advance, METH_O,
      "commit($self, count, /)\n--\n\nShow the peer the next bytes. ValueError for more than were seen free."},
-    WAIT,
+    {"send", (PyCFunction)(void (*)(void))writer_send, METH_FASTCALL,
+     "send($self, buffer, start, whole, timeout, /)\n--\n\n"
+     "Write the bytes from `start` on, at once where `whole`, waiting for room: how many. -1 where `outcome` says why not\n"
+     "all of them, and `moved` how many."},
+    WAITING,
     {NULL, NULL, 0, NULL},
 };
 
@@ -495,6 +769,7 @@ static PyGetSetDef reader_getset[] = {
     {"ready", ring_get_available, NULL, "Bytes that can be read now; the peer's index is loaded once.", NULL},
     {"size", ring_get_size, NULL, "The ring's bytes.", NULL},
     {"cons", ring_get_own, NULL, "This end's own index, modulo 2**32.", NULL},
+    WAITING_GETSET,
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -502,6 +777,7 @@ static PyGetSetDef writer_getset[] = {
     {"space", ring_get_available, NULL, "Bytes that can be written now; the peer's index is loaded once.", NULL},
     {"size", ring_get_size, NULL, "The ring's bytes.", NULL},
     {"prod", ring_get_own, NULL, "This end's own index, modulo 2**32.", NULL},
+    WAITING_GETSET,
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -510,7 +786,7 @@ static PyGetSetDef writer_getset[] = {
     WHAT " end of a ring of `size` bytes, a power of two, at byte `start` of `data`; `cons` and `prod` are the byte\n" \
     "offsets of its indices in `indices`. It goes on from where they are. Every call but size and the own index may\n" \
     "raise ProtocolError: the peer's index ran backwards, or beyond the ring.\n\n"                           \
-    "Threads: any call from any thread, one after the other; `wait` beside others. The two ends are independent."
+    "Threads: any call from any thread; of those that wait one at a time. The two ends are independent of each other."
 
 static PyType_Slot reader_slots[] = {
     {Py_tp_doc, RING_DOC(RingReader, "The consuming")},

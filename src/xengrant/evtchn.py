@@ -55,6 +55,14 @@ class _BasePort:
             self._check_open()  # closed by another thread meanwhile
             raise
 
+    def doorbell(self) -> Doorbell:
+        """This port to ring and wait on in `_native`, for a ring's end.
+
+        Who waits on it takes the events of every port of the interface: let there be no other, nor another's wait.
+        """
+        self._check_open()
+        return self._channels._device.doorbell(self.number)
+
     def unmask(self) -> None:
         """Let the next event be delivered, after a wait with ``unmask=False``."""
         self._check_open()
@@ -241,14 +249,6 @@ class Port(_BasePort):
             raise self._no_event(timeout)
         if unmask:
             self._channels._device.write(self._unmasking)
-
-    def doorbell(self) -> Doorbell:
-        """This port to ring and wait on in `_native`, for a ring's end; from then on nobody else is to `wait`.
-
-        It takes the events of every port of the interface: let there be no other.
-        """
-        self._check_open()
-        return self._channels._device.doorbell(self.number)
 
     def _wake(self) -> None:
         self._channels._reader.wake()

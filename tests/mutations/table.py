@@ -262,31 +262,31 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "vchan.client_closes_first": M(
         "vchan/endpoint.py",
-        "        if outcome == _PEER_GONE:\n            raise self._peer_closed()",
-        "        if outcome == _PEER_GONE:\n            raise InterfaceClosed('')",
+        "        if not sent:\n            raise self._peer_closed()",
+        "        if not sent:\n            raise InterfaceClosed('')",
     ),
-    "vchan.in_place": M("vchan/channel.py", "self.incoming.consume(count)", "self.incoming.consume(0)"),
+    "vchan.in_place": M("vchan/endpoint.py", "self._incoming.consume(count)", "self._incoming.consume(0)"),
     "vchan.keys_are_the_clients": M("vchan/keys.py", 'Permission(client, "r")', 'Permission(client, "b")'),
     "vchan.killed_client": M("vchan/channel.py", "clear_byte=abi.CLI_LIVE", "clear_byte=100"),
     "vchan.killed_server": M("vchan/channel.py", "clear_byte=abi.SRV_LIVE", "clear_byte=100"),
     "vchan.largest_rings": M("vchan/orders.py", "MAX_RING = 1 << abi.MAX_ORDER", "MAX_RING = 1 << 19"),
     "vchan.lying_index": M(
         "vchan/endpoint.py",
-        "        self._channel.has_data(1)\n        return self._channel.incoming.ready",
+        "        self._channel.has_data(1)\n        return self._incoming.ready",
         "        return 0",
     ),
     "vchan.notifies_when_asked": M(
-        "vchan/channel.py",
-        "outgoing.write(data)\n        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):",
-        "outgoing.write(data)\n        if count:",
+        "vchan/endpoint.py",
+        "            self._check_open()\n            if self._outgoing.send(",
+        "            self._check_open()\n            self._doorbell.ring()\n            if self._outgoing.send(",
     ),
     "vchan.persistent_server": M(
-        "vchan/endpoint.py", "live = -1 if channel.persists else channel.peer_live", "live = channel.peer_live"
+        "vchan/channel.py", "live = -1 if persists else self._peer_live", "live = self._peer_live"
     ),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
-        "            if not channel.is_open:\n                raise self._peer_closed()\n            if channel.out",
-        "            if channel.out",
+        "                if data is None:\n                    raise self._peer_closed()",
+        "                if data is None:\n                    return b''",
     ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),

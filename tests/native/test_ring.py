@@ -204,114 +204,179 @@ class _Bell:
             end.close()
 
 
-_LIVE, _ASKED, _BIT = 8, 9, 1
-_READY, _GONE, _LATE, _WOKEN, _SILENT = range(5)
-
-
-def _wait(
-    ring: RingReader | RingWriter, doorbell: Doorbell, wanted: int = 1, timeout: float | None = 10, poll: int = 0
-) -> int:
-    return ring.wait(wanted, doorbell, _LIVE, _ASKED, _BIT, doorbell.wakes, poll, timeout)
+# Where this end's peer is live, where this end asks to be told, and where the peer does.
+_LIVE, _ASK, _ASKED = 8, 9, 10
+_GONE, _LATE, _WOKEN, _SILENT = range(1, 5)
 
 
 def _live_memory() -> bytearray:
     memory = _memory()
-    memory[_LIVE], memory[_ASKED] = 1, 0
+    memory[_LIVE], memory[_ASK], memory[_ASKED] = 1, 0, 0
     return memory
+
+
+def _bound_reader(memory: bytearray, doorbell: Doorbell, *, live: int = _LIVE, poll: float = 0.0) -> RingReader:
+    reader = _reader(memory)
+    reader.bind(doorbell, live, _ASK, _ASKED, poll)
+    return reader
+
+
+def _peers_writer(memory: bytearray, doorbell: Doorbell) -> RingWriter:
+    """The other end, which looks at the other end's bytes."""
+    writer = _writer(memory)
+    writer.bind(doorbell, _LIVE, _ASKED, _ASK, 0.0)
+    return writer
 
 
 def test_a_wait_asks_to_be_told_and_ends_with_the_event() -> None:
     memory = _live_memory()
-    reader, writer = _reader(memory), _writer(memory)
     with _Bell() as bell:
-        assert _wait(reader, bell.here, timeout=0) == _LATE
-        assert memory[_ASKED] == _BIT
+        reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
+        assert not reader.wait(1, 0)
+        assert reader.outcome == _LATE
+        assert memory[_ASK] == 1
+        writing = threading.Timer(0.05, writer.write, (b"x",))
+        writing.start()
+        assert reader.receive(10, False, 10) == b"x"
+        writing.join()
+        assert memory[_ASK] == 0, "the writer was asked, and told"
 
-        def answer() -> None:
-            writer.write(b"x")
-            assert take_notify(memory, _ASKED, _BIT)
-            bell.there.ring()
 
-        threading.Timer(0.05, answer).start()
-        assert _wait(reader, bell.here) == _READY
-        assert reader.read(10) == b"x"
+def test_whoever_does_not_ask_is_not_told() -> None:
+    memory = _live_memory()
+    with _Bell() as bell:
+        _peers_writer(memory, bell.there).write(b"x")
+        assert bell.here.wait(bell.here.changes, 0.02) == 1
+        memory[_ASK] = 3
+        _peers_writer(memory, bell.there).write(b"y")
+        assert bell.here.wait(bell.here.changes, 10) == 0
+        assert memory[_ASK] == 2
 
 
 def test_a_wait_ends_where_the_peer_is_gone_but_what_it_wrote_is_read() -> None:
     memory = _live_memory()
-    reader, writer = _reader(memory), _writer(memory)
     with _Bell() as bell:
+        reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
         writer.write(b"last")
         memory[_LIVE] = 0
-        assert _wait(reader, bell.here, 4) == _READY
-        assert _wait(reader, bell.here, 5) == _GONE
-        assert reader.wait(5, bell.here, -1, _ASKED, _BIT, 0, 0, 0.01) == _LATE, "-1: nobody's end counts"
+        assert reader.receive(4, True, 10) == b"last"
+        assert reader.receive(1, False, 10) is None
+        assert reader.outcome == _GONE
+        assert writer.send(b"x", 0, True, 10) == -1
+        assert (writer.outcome, writer.moved) == (_GONE, 0)
+        reader.bind(bell.here, -1, _ASK, _ASKED, 0)
+        assert reader.receive_into(bytearray(5), 0.01) == -1
+        assert reader.outcome == _LATE, "-1: nobody's end counts"
+
+
+def test_a_message_is_moved_whole_or_not_at_all() -> None:
+    memory = _live_memory()
+    with _Bell() as bell:
+        reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
+        assert writer.send(b"a" * 200, 0, True, 0) == 200
+        assert writer.send(b"b" * 57, 0, True, 0) == -1
+        assert (writer.outcome, writer.moved) == (_LATE, 0)
+        assert reader.receive(201, True, 0) is None
+        assert writer.send(b"b" * 57, 0, False, 0) == -1
+        assert (writer.outcome, writer.moved) == (_LATE, 56)
+        assert reader.receive(256, True, 0) == b"a" * 200 + b"b" * 56
+        for call in (lambda: writer.send(b"x" * 257, 0, True, 0), lambda: reader.receive(257, True, 0)):
+            with pytest.raises(ValueError, match="257 bytes at once do not fit in a ring of 256"):
+                call()
+        for start in (-1, 4):
+            with pytest.raises(ValueError, match="lies outside 3 bytes"):
+                writer.send(b"abc", start, False, 0)
+
+
+def test_a_stream_larger_than_the_ring_is_one_call() -> None:
+    memory = _live_memory()
+    data = bytes(range(256)) * 40
+    got = bytearray()
+    with _Bell() as bell:
+        reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
+
+        def read() -> None:
+            buffer = bytearray(100)
+            while len(got) < len(data):
+                count = reader.receive_into(buffer, 10)
+                assert count > 0, reader.outcome
+                got.extend(buffer[:count])
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        assert writer.send(data, 0, False, 20) == len(data)
+        reading.join(10)
+    assert got == data
 
 
 def test_a_wait_is_woken_and_ends_with_the_machine() -> None:
     memory = _live_memory()
-    reader = _reader(memory)
     with _Bell() as bell:
-        before = bell.here.wakes
+        reader = _bound_reader(memory, bell.here)
         bell.here.wake()
-        assert reader.wait(1, bell.here, _LIVE, _ASKED, _BIT, before, 0, 10) == _WOKEN
+        assert not reader.wait(1, 10)
+        assert reader.outcome == _WOKEN, "also for a wake before the wait"
         threading.Timer(0.05, bell.here.wake).start()
-        assert _wait(reader, bell.here) == _WOKEN
+        assert reader.receive(1, True, 10) is None
+        assert reader.outcome == _WOKEN
         bell.life[1].close()
-        assert _wait(reader, bell.here) == _SILENT
+        assert not reader.wait(1, 10)
+        assert reader.outcome == _SILENT
 
 
 def test_polling_sees_what_comes_without_an_event() -> None:
     memory = _live_memory()
-    reader, writer = _reader(memory), _writer(memory)
     with _Bell() as bell:
+        reader, writer = _bound_reader(memory, bell.here, poll=4.0), _writer(memory)
         threading.Timer(0.05, writer.write, (b"x",)).start()
-        assert _wait(reader, bell.here, poll=4_000_000_000, timeout=10) == _READY
-        assert memory[_ASKED] == 0, "it asked to be told before it had polled"
+        assert reader.wait(1, 10)
+        assert memory[_ASK] == 0, "it asked to be told before it had polled"
+        for wrong in (-1.0, float("nan"), 1e9):
+            with pytest.raises(ValueError, match="poll is a number of seconds"):
+                reader.bind(bell.here, _LIVE, _ASK, _ASKED, wrong)
 
 
 def test_one_event_has_every_thread_look() -> None:
     """One thread leads and takes the events; the others must not miss one for that, nor its leaving."""
-    size, rounds = 256, 100
-    memory = _live_memory()
-    other = bytearray(memory)
-    reader, writer = _reader(memory), _writer(other)
-    back_writer, back_reader = _writer(memory), _reader(other)
+    rounds = 100
+    memory, other = _live_memory(), _live_memory()
     with _Bell() as bell:
-        outcomes: list[tuple[int, int]] = []
+        reader, back_writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
+        writer, back_reader = _writer(other), _reader(other)
+        writer.bind(bell.here, _LIVE, _ASK, _ASKED, 0)
+        back_reader.bind(bell.there, _LIVE, _ASKED, _ASK, 0)
+        done: list[object] = []
 
         def read() -> None:
-            for _ in range(rounds):
-                outcomes.append((0, _wait(reader, bell.here)))
-                reader.read(1)
+            done.append([reader.receive(1, True, 20) for _ in range(rounds)] == [b"x"] * rounds)
 
         def write() -> None:
-            for _ in range(rounds):
-                outcomes.append((1, _wait(writer, bell.here, size)))
-                writer.write(b"y" * size)
+            done.append([writer.send(b"y" * _SIZE, 0, True, 20) for _ in range(rounds)] == [_SIZE] * rounds)
 
         threads = [threading.Thread(target=read), threading.Thread(target=write)]
         for thread in threads:
             thread.start()
+        buffer = bytearray(_SIZE)
         deadline = time.monotonic() + 60
         while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-            if back_writer.write(b"x") + back_reader.readinto(bytearray(size)):
-                bell.there.ring()
+            back_writer.write(b"x")
+            back_reader.readinto(buffer)
+            time.sleep(0)
         for thread in threads:
-            thread.join(10)
-        assert sorted(outcomes) == [(0, _READY)] * rounds + [(1, _READY)] * rounds
+            thread.join(30)
+        assert done == [True, True]
 
 
-def test_a_signal_handler_runs_in_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_handler_runs_in_a_wait() -> None:
     memory = _live_memory()
-    reader = _reader(memory)
     called: list[int] = []
     old = signal.signal(signal.SIGUSR1, lambda number, frame: called.append(number))
     try:
         with _Bell() as bell:
+            reader = _bound_reader(memory, bell.here)
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            assert _wait(reader, bell.here) == _WOKEN
-            assert called == [signal.SIGUSR1]
+            assert not reader.wait(1, 10)
+            assert (reader.outcome, called) == (_WOKEN, [signal.SIGUSR1])
 
             class StopError(Exception):
                 pass
@@ -322,26 +387,33 @@ def test_a_signal_handler_runs_in_a_wait(monkeypatch: pytest.MonkeyPatch) -> Non
             signal.signal(signal.SIGUSR1, stop)
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
             with pytest.raises(StopError):
-                _wait(reader, bell.here)
+                reader.receive(1, True, 10)
     finally:
         signal.signal(signal.SIGUSR1, old)
 
 
-def test_a_lie_ends_a_wait_and_is_refused_by_the_call_that_follows() -> None:
+def test_a_lie_ends_a_wait_and_is_refused() -> None:
     memory = _live_memory()
-    reader = _reader(memory)
     with _Bell() as bell:
+        reader = _bound_reader(memory, bell.here)
         struct.pack_into("<I", memory, 4, 5_000)
-        assert _wait(reader, bell.here, 10) == _READY
-        with pytest.raises(ProtocolError):
-            reader.read(10)
+        for call in (lambda: reader.receive(10, True, 10), lambda: reader.receive_into(bytearray(10), 10)):
+            with pytest.raises(ProtocolError):
+                call()
 
 
-@pytest.mark.parametrize("where", [{"live": 1000}, {"asked": 1000}, {"asked": -1}])
-def test_a_wait_looks_nowhere_outside_the_buffer(where: dict[str, int]) -> None:
+@pytest.mark.parametrize("where", [(1000, _ASK, _ASKED), (_LIVE, 1000, _ASKED), (_LIVE, -1, _ASKED), (_LIVE, _ASK, -1)])
+def test_a_wait_looks_nowhere_outside_the_buffer(where: tuple[int, int, int]) -> None:
     reader = _reader(_live_memory())
     with _Bell() as bell, pytest.raises(IndexError, match="outside the buffer"):
-        reader.wait(1, bell.here, where.get("live", _LIVE), where.get("asked", _ASKED), _BIT, 0, 0, 0)
+        reader.bind(bell.here, *where, 0)
+
+
+def test_an_end_without_a_doorbell_does_not_wait() -> None:
+    reader, writer = _reader(_memory()), _writer(_memory())
+    for call in (lambda: reader.wait(1, 0), lambda: reader.receive(1, False, 0), lambda: writer.send(b"", 0, False, 0)):
+        with pytest.raises(ValueError, match="no doorbell"):
+            call()
 
 
 def test_notify_bits_are_asked_for_and_taken_once() -> None:

@@ -63,7 +63,7 @@ def test_a_message_comes_whole_or_not_at_all(ends: Ends) -> None:
         server.recv(1001, 0.05)
     assert server.recv(1000) == b"x" * 1000
     for call in (lambda: client.send(b"z" * 1025), lambda: server.recv(1025)):
-        with pytest.raises(ValueError, match="1025 bytes is larger than the ring of 1024"):
+        with pytest.raises(ValueError, match="1025 bytes at once do not fit in a ring of 1024"):
             call()
     client.send(b"", SOON)
     assert server.recv(0) == b""

@@ -188,7 +188,7 @@ def test_an_end_survives_a_peer_that_scribbles_while_it_works(machine: Machine, 
                         kind = chance.choice(["nudge", "nudge", "nudge", "byte", "index"])
                         at = chance.choice([0, 4, 8, 12]) if kind != "byte" else chance.randrange(20, 24)
                         _scribble(liar, (kind, at, chance.randrange(200 if kind == "nudge" else 256)))
-                        liar._channel.notify()
+                        liar._channel.doorbell.ring()
 
                 scribbler = threading.Thread(target=scribble)
                 scribbler.start()

@@ -8,11 +8,10 @@ The behaviour is libxenvchan's (tools/libs/vchan/{init,io}.c), but for its priva
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from xengrant._native import RingReader, RingWriter, ask_notify, fetch_or8, load8, load16, store8, store16, take_notify
+from xengrant._native import RingReader, RingWriter, ask_notify, fetch_or8, load8, load16, store8, store16
 from xengrant.abi import libxenvchan as abi
 from xengrant.errors import PeerClosed, ProtocolError
 from xengrant.gntshr import UnmapNotify
@@ -37,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Channel:
-    """The rings of one end. `incoming` is what it reads from, `outgoing` what it writes to.
+    """The rings of one end: `incoming` is what it reads from, `outgoing` what it writes to. They tell the peer.
 
     Threads: one may read while another writes.
     """
@@ -50,24 +49,29 @@ class Channel:
         port: Port | AsyncPort,
         *,
         is_server: bool,
+        persists: bool = False,
+        poll: float = 0.0,
     ) -> None:
         self.control = control
         self.port = port
+        self.doorbell = port.doorbell()
         self.is_server = is_server
-        self.persists = False
+        self.persists = persists
         self.keys: Keys | None = None
         self._closed = False
         self._held = ExitStack()
-        self.notify: Callable[[], object] = port.notify
         read, write = (left, right) if is_server else (right, left)
         left_indices, right_indices = (abi.LEFT_CONS, abi.LEFT_PROD), (abi.RIGHT_CONS, abi.RIGHT_PROD)
         read_indices, write_indices = (left_indices, right_indices) if is_server else (right_indices, left_indices)
         self.incoming = RingReader(control, *read_indices, read.memory, read.start, read.size)
         self.outgoing = RingWriter(control, *write_indices, write.memory, write.start, write.size)
         self._read_memory, self._write_memory = read.memory, write.memory
-        self._live, self.peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
+        self._live, self._peer_live = (abi.SRV_LIVE, abi.CLI_LIVE) if is_server else (abi.CLI_LIVE, abi.SRV_LIVE)
         # Where this end asks to be told, and where the peer does.
-        self.ask, self._asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
+        self._ask, asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
+        live = -1 if persists else self._peer_live
+        for ring in (self.incoming, self.outgoing):
+            ring.bind(self.doorbell, live, self._ask, asked, poll)
 
     def keep(self, held: ExitStack) -> Self:
         """Have `close` give this back."""
@@ -82,7 +86,7 @@ class Channel:
     @property
     def is_open(self) -> bool:
         """Whether the peer is there, or is still awaited."""
-        return self.persists or load8(self.control, self.peer_live) != abi.LIVE_GONE
+        return self.persists or load8(self.control, self._peer_live) != abi.LIVE_GONE
 
     @property
     def is_awaited(self) -> bool:
@@ -93,50 +97,17 @@ class Channel:
         """As a client: say that it is here."""
         store8(self.control, abi.CLI_LIVE, abi.LIVE_CONNECTED)
         fetch_or8(self.control, abi.SRV_NOTIFY, abi.NOTIFY_WRITE)
-        self.notify()
-
-    # Data. Each tells the peer where that asked for it, and only then.
-
-    def write(self, data: memoryview) -> int:
-        """Write what fits: how many bytes."""
-        count = self.outgoing.write(data)
-        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
-            self.notify()
-        return count
-
-    def read(self, most: int) -> bytes:
-        """Take what is there, at most `most` bytes."""
-        data = self.incoming.read(most)
-        if data and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self.notify()
-        return data
-
-    def readinto(self, buffer: memoryview | bytearray) -> int:
-        """Take what is there and fits: how many bytes."""
-        count = self.incoming.readinto(buffer)
-        if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self.notify()
-        return count
+        self.doorbell.ring()
 
     def peek(self) -> memoryview:
         """The bytes that are there up to the ring's end, in place."""
         at, length = self.incoming.peek()
         return memoryview(self._read_memory).toreadonly()[at : at + length]
 
-    def consume(self, count: int) -> None:
-        self.incoming.consume(count)
-        if count and take_notify(self.control, self._asked, abi.NOTIFY_READ):
-            self.notify()
-
     def reserve(self) -> memoryview:
         """The room that is free up to the ring's end, in place."""
         at, length = self.outgoing.reserve()
         return memoryview(self._write_memory)[at : at + length]
-
-    def commit(self, count: int) -> None:
-        self.outgoing.commit(count)
-        if count and take_notify(self.control, self._asked, abi.NOTIFY_WRITE):
-            self.notify()
 
     # Looking before waiting. What comes after False is told by an event.
 
@@ -144,14 +115,14 @@ class Channel:
         """Whether that many bytes are there, or no more will come; else the peer is asked to tell when it writes."""
         if self.incoming.ready >= wanted:
             return True
-        ask_notify(self.control, self.ask, abi.NOTIFY_WRITE)
+        ask_notify(self.control, self._ask, abi.NOTIFY_WRITE)
         return self.incoming.ready >= wanted or not self.is_open
 
     def has_space(self, wanted: int) -> bool:
         """Whether that many bytes fit, or nobody reads any more; else the peer is asked to tell when it reads."""
         if self.outgoing.space >= wanted:
             return True
-        ask_notify(self.control, self.ask, abi.NOTIFY_READ)
+        ask_notify(self.control, self._ask, abi.NOTIFY_READ)
         return self.outgoing.space >= wanted or not self.is_open
 
     def close(self) -> None:
@@ -168,12 +139,20 @@ class Channel:
         self._closed = True
         try:
             store8(self.control, self._live, abi.LIVE_GONE)
-            self.notify()
+            self.doorbell.ring()
         finally:
             self._held.close()
 
 
-def offer(domain: Domain, port: Port | AsyncPort, read_size: int, write_size: int) -> Channel:
+def offer(
+    domain: Domain,
+    port: Port | AsyncPort,
+    read_size: int,
+    write_size: int,
+    *,
+    persists: bool = False,
+    poll: float = 0.0,
+) -> Channel:
     """A server's end for the port's remote domain, with rings of at least so many bytes; `keys` are for its client.
 
     Raises as `Gntshr.share_pages`. The port stays the caller's.
@@ -199,12 +178,12 @@ def offer(domain: Domain, port: Port | AsyncPort, read_size: int, write_size: in
                 memory = share.mapping
             rings.append(_place(memory, order))
         control[abi.GRANTS : abi.GRANTS + len(abi.pack_refs(refs))] = abi.pack_refs(refs)
-        channel = Channel(control, rings[0], rings[1], port, is_server=True)
+        channel = Channel(control, rings[0], rings[1], port, is_server=True, persists=persists, poll=poll)
         channel.keys = Keys(page.refs[0], port.number)
         return channel.keep(held.pop_all())
 
 
-def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
+def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 0.0) -> Channel:
     """A client's end of what the port's remote domain offers; `connect` then says that it is here.
 
     Raises `MapError` where the page is not there any more, `ProtocolError` where it makes no sense, `PeerClosed` where
@@ -230,7 +209,7 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
                 del refs[:pages]
                 memory = held.enter_context(gnttab.map(grants, writable=writable)).mapping
             rings.append(_place(memory, order))
-        channel = Channel(control, rings[0], rings[1], port, is_server=False)
+        channel = Channel(control, rings[0], rings[1], port, is_server=False, poll=poll)
         return channel.keep(held.pop_all())
 
 

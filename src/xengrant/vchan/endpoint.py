@@ -11,9 +11,8 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from xengrant.abi import libxenvchan as abi
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
@@ -23,10 +22,14 @@ from xengrant.vchan.channel import Channel, attach, offer
 from xengrant.waiting import deadline_after, seconds_until
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from xengrant._native import RingReader, RingWriter
     from xengrant.evtchn import EventChannels, Port
     from xengrant.peer import Peer
     from xengrant.xenstore import XenStore
+
+T = TypeVar("T")
 
 __all__ = ["DEFAULT_SIZE", "Vchan", "connect", "serve"]
 
@@ -35,6 +38,7 @@ DEFAULT_SIZE = 65536
 
 # What `_native` says of a wait.
 _READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
+_AFTER_EVENTS = {0: _WOKEN, 1: _LATE, 2: _WOKEN, 3: _SILENT}
 
 _RETRY = 0.2  # seconds after which keys that led nowhere are tried again, though nothing changed in xenstore
 _PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
@@ -60,22 +64,21 @@ class Vchan:
         held: ExitStack,
         *,
         path: str,
-        poll: float,
         peer: Peer | None,
     ) -> None:
         self.path = path
-        self.poll = poll
         self._channel = channel
+        self._incoming = channel.incoming
+        self._outgoing = channel.outgoing
+        self._doorbell = channel.doorbell
         self._channels = channels
         self._port = port
-        self._doorbell = port.doorbell()
-        channel.notify = self._doorbell.ring
         self._held = held
         self._peer = peer
+        self._ended = False  # or is being closed
         self._reading = threading.RLock()
         self._writing = threading.RLock()
         self._closing = threading.RLock()
-        self._stopping = False  # another thread closes
 
     @property
     def domid(self) -> int:
@@ -111,13 +114,13 @@ class Vchan:
         """Bytes that can be read now. Where there are none the peer tells when it writes, which `fileno` shows."""
         self._check_open()
         self._channel.has_data(1)
-        return self._channel.incoming.ready
+        return self._incoming.ready
 
     def buffer_space(self) -> int:
         """Bytes that can be written now. Where there are none the peer tells when it reads, which `fileno` shows."""
         self._check_open()
         self._channel.has_space(1)
-        return self._channel.outgoing.space
+        return self._outgoing.space
 
     def fileno(self) -> int:
         """Readable when the peer told of something: call `wait(0)`, then look (libxenvchan_fd_for_select)."""
@@ -131,138 +134,119 @@ class Vchan:
         """
         self._check_open()
         seen = self._doorbell.changes
-        if self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout)) == _LATE:
-            raise TimeoutError(f"domain {self.domid} told of nothing at {self.path} in {timeout} seconds")
+        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), "told of nothing at")
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """As a server: wait until the client has come."""
         self._check_open()
-        if self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout)) == _LATE:
-            raise TimeoutError(f"no client came from domain {self.domid} to {self.path} in {timeout} seconds")
+        self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), "has no client that came to")
 
     # Messages
 
-    def send(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> None:
+    def send(self, data: Buffer, timeout: float | None = None) -> None:
         """Write all of `data` at once, when there is room for it. `ValueError` where the ring is smaller.
 
         `PeerClosed` where the peer has closed. A `TimeoutError` means that nothing was written.
         """
-        view = memoryview(data).cast("B")
-        size = len(view)
-        channel = self._channel
+        deadline = deadline_after(timeout)
         with self._writing:
             self._check_open()
-            if not channel.is_open:
-                raise self._peer_closed()
-            if channel.outgoing.space < size:
-                if size > self.write_size:
-                    raise ValueError(f"a message of {size} bytes is larger than the ring of {self.write_size}: write()")
-                self._await_space(size, deadline_after(timeout), timeout)
-            channel.write(view)
+            if self._outgoing.send(data, 0, True, self._first(timeout)) < 0:
+                self._send_on(data, True, deadline)
 
     def recv(self, size: int, timeout: float | None = None) -> bytes:
         """Read exactly `size` bytes, when they are there. `ValueError` where the ring is smaller.
 
         `PeerClosed` where the peer has closed and left fewer; `read` still gives those.
         """
-        channel = self._channel
+        deadline = deadline_after(timeout)
+        ring = self._incoming
         with self._reading:
             self._check_open()
-            if channel.incoming.ready < size:
-                if size > self.read_size:
-                    raise ValueError(f"a message of {size} bytes is larger than the ring of {self.read_size}: read()")
-                self._await_data(size, deadline_after(timeout), timeout)
-                if channel.incoming.ready < size:
+            data = ring.receive(size, True, self._first(timeout))
+            if data is None:
+                data = self._go_on(ring, lambda left: ring.receive(size, True, left), deadline)
+                if data is None:
                     raise self._peer_closed()
-            return channel.read(size)
+            return data
 
     # A stream
 
-    def write(self, data: bytes | bytearray | memoryview, timeout: float | None = None) -> int:
-        """Write all of `data`; less only where the time was out, and then how many bytes: at least 1."""
-        view = memoryview(data).cast("B")
-        size = len(view)
-        channel = self._channel
+    def write(self, data: Buffer, timeout: float | None = None) -> int:
+        """Write all of `data`; less only where the time was out, and then how many bytes: at least 1.
+
+        `PeerClosed` where the peer has closed.
+        """
+        deadline = deadline_after(timeout)
         with self._writing:
             self._check_open()
-            if not channel.is_open:
-                raise self._peer_closed()
-            done = channel.write(view)
-            if done < size:
-                deadline = deadline_after(timeout)
-                while done < size:
-                    try:
-                        self._await_space(1, deadline, timeout)
-                    except TimeoutError:
-                        done += channel.write(view[done:])
-                        if done == 0:
-                            raise
-                        return done
-                    done += channel.write(view[done:])
-            return done
+            done = self._outgoing.send(data, 0, False, self._first(timeout))
+            return done if done >= 0 else self._send_on(data, False, deadline)
 
     def read(self, most: int = 65536, timeout: float | None = None) -> bytes:
         """Read what is there, at most `most` bytes, waiting for one at least; b"" where the peer has closed."""
-        channel = self._channel
+        deadline = deadline_after(timeout)
+        ring = self._incoming
         with self._reading:
             self._check_open()
-            data = channel.read(most)
-            if not data and most > 0:
-                self._await_data(1, deadline_after(timeout), timeout)
-                data = channel.read(most)
-            return data
+            data = ring.receive(most, False, self._first(timeout))
+            if data is None:
+                data = self._go_on(ring, lambda left: ring.receive(most, False, left), deadline)
+            return data or b""
 
-    def readinto(self, buffer: bytearray | memoryview, timeout: float | None = None) -> int:
+    def readinto(self, buffer: Buffer, timeout: float | None = None) -> int:
         """As `read`, into a buffer: how many bytes, 0 where the peer has closed."""
-        channel = self._channel
+        deadline = deadline_after(timeout)
+        ring = self._incoming
         with self._reading:
             self._check_open()
-            count = channel.readinto(buffer)
-            if not count and len(buffer):
-                self._await_data(1, deadline_after(timeout), timeout)
-                count = channel.readinto(buffer)
+            count = ring.receive_into(buffer, self._first(timeout))
+            if count < 0:
+                self._go_on(ring, lambda left: ring.receive_into(buffer, left) >= 0, deadline)
+                count = ring.moved
             return count
 
     # In place
 
     def peek(self, timeout: float | None = None) -> memoryview:
-        """The bytes that are there, in place and read-only, up to the ring's end; at least 1, or the peer has closed.
+        """The bytes that are there, in place and read-only, up to the ring's end; none where the peer has closed.
 
         The peer can still change them: copy what decides something. Release the view before `close`.
         """
+        deadline = deadline_after(timeout)
+        ring = self._incoming
         with self._reading:
             self._check_open()
-            view = self._channel.peek()
-            if not view:
-                view.release()
-                self._await_data(1, deadline_after(timeout), timeout)
-                view = self._channel.peek()
-            return view
+            if not ring.wait(1, self._first(timeout)):
+                self._go_on(ring, lambda left: ring.wait(1, left), deadline)
+            return self._channel.peek()
 
     def consume(self, count: int) -> None:
         """Have read the next `count` bytes: the peer may write over them. `ValueError` for more than were there."""
         with self._reading:
             self._check_open()
-            self._channel.consume(count)
+            self._incoming.consume(count)
 
     def reserve(self, timeout: float | None = None) -> memoryview:
-        """Room to write into, in place, up to the ring's end; at least 1 byte. Release the view before `close`."""
+        """Room to write into, in place, up to the ring's end; at least 1 byte. Release the view before `close`.
+
+        `PeerClosed` where the peer has closed.
+        """
+        deadline = deadline_after(timeout)
+        ring = self._outgoing
         with self._writing:
             self._check_open()
+            if not ring.wait(1, self._first(timeout)):
+                self._go_on(ring, lambda left: ring.wait(1, left), deadline)
             if not self._channel.is_open:
                 raise self._peer_closed()
-            view = self._channel.reserve()
-            if not view:
-                view.release()
-                self._await_space(1, deadline_after(timeout), timeout)
-                view = self._channel.reserve()
-            return view
+            return self._channel.reserve()
 
     def commit(self, count: int) -> None:
         """Have written the next `count` bytes: the peer may read them. `ValueError` for more than were free."""
         with self._writing:
             self._check_open()
-            self._channel.commit(count)
+            self._outgoing.commit(count)
 
     def close(self) -> None:
         """Close this end; the peer reads what was written to the end. A second time does nothing.
@@ -272,13 +256,14 @@ class Vchan:
         if self._channel.closed:
             return
         with self._closing:
-            self._stopping = True
+            self._ended = True
             try:
-                self._doorbell.wake()
+                self._doorbell.wake()  # who waits, and who waits for that one's turn, sees that it has ended
                 with self._reading, self._writing:
                     self._channel.close()
-            finally:
-                self._stopping = False
+            except BaseException:
+                self._ended = self._channel.closed
+                raise
             self._held.close()
 
     def __enter__(self) -> Self:
@@ -300,77 +285,87 @@ class Vchan:
         state = "closed" if self.closed else "open" if self._channel.is_open else "left by the peer"
         return f"<Vchan {role} to domain {self.domid} at {self.path}, {state}>"
 
-    # Waiting
+    # Waiting. `_native` does it, in one call where nothing comes between.
 
-    def _await_data(self, wanted: int, deadline: float | None, timeout: float | None) -> None:
-        """Until that many bytes are there, or no more will come."""
-        if self._await(self._channel.incoming, wanted, abi.NOTIFY_WRITE, deadline) == _LATE:
-            raise TimeoutError(f"domain {self.domid} wrote nothing to {self.path} in {timeout} seconds")
+    def _first(self, timeout: float | None) -> float | None:
+        """How long the first try may wait: with a peer to ask after, not for ever."""
+        if self._peer is None:
+            return timeout
+        return _PATIENCE if timeout is None else min(timeout, _PATIENCE)
 
-    def _await_space(self, wanted: int, deadline: float | None, timeout: float | None) -> None:
-        """Until that many bytes fit; `PeerClosed` where nobody will read any more."""
-        outcome = self._await(self._channel.outgoing, wanted, abi.NOTIFY_READ, deadline)
-        if outcome == _LATE:
-            raise TimeoutError(f"domain {self.domid} read nothing from {self.path} in {timeout} seconds")
-        if outcome == _PEER_GONE:
+    def _send_on(self, data: Buffer, whole: bool, deadline: float | None) -> int:
+        ring = self._outgoing
+        done = ring.moved
+
+        def send(left: float | None) -> bool:
+            nonlocal done
+            finished = ring.send(data, done, whole, left) >= 0
+            done += ring.moved
+            return finished
+
+        try:
+            sent = self._go_on(ring, send, deadline)
+        except TimeoutError:
+            if done == 0:
+                raise
+            return done
+        if not sent:
             raise self._peer_closed()
+        return done
 
-    def _await(self, ring: RingReader | RingWriter, wanted: int, bit: int, deadline: float | None) -> int:
-        channel, doorbell = self._channel, self._doorbell
-        live = -1 if channel.persists else channel.peer_live
-        poll = int(self.poll * 1e9)
+    def _go_on(
+        self, ring: RingReader | RingWriter, again: Callable[[float | None], T], deadline: float | None
+    ) -> T | None:
+        """What `again` returns once it is something, where the first try returned nothing; None: the peer is gone."""
 
-        def wait(wakes: int, seconds: float | None) -> int:
-            return ring.wait(wanted, doorbell, live, channel.ask, bit, wakes, poll, seconds)
+        result: T | None = None
 
-        return self._repeat(wait, deadline)
+        def try_again(left: float | None) -> int:
+            nonlocal result
+            result = again(left)
+            return _READY if result else ring.outcome
 
-    def _await_events(self, found: Callable[[], bool], deadline: float | None) -> int:
-        """Until an event has come and `found()` holds, or does already."""
+        late = "wrote nothing to" if ring is self._incoming else "read nothing from"
+        return result if self._watch(try_again, ring.outcome, deadline, late) == _READY else None
+
+    def _await_events(self, found: Callable[[], bool], deadline: float | None, late: str) -> None:
+        """Until `found()` holds, looked at after each event."""
         doorbell = self._doorbell
 
-        def wait(wakes: int, seconds: float | None) -> int:
+        def wait(left: float | None) -> int:
             changes = doorbell.changes
-            if found():
-                return _READY
-            if doorbell.wakes != wakes:
-                return _WOKEN
-            return (_WOKEN, _LATE, _WOKEN, _SILENT)[doorbell.wait(changes, seconds)]
+            return _READY if found() else _AFTER_EVENTS[doorbell.wait(changes, left)]
 
-        return self._repeat(wait, deadline)
+        self._watch(wait, _WOKEN, deadline, late)
 
-    def _repeat(self, wait: Callable[[int, float | None], int], deadline: float | None) -> int:
-        """What `wait` returns in the end: it may be woken in between, to see that this end closes or the peer died."""
+    def _watch(self, wait: Callable[[float | None], int], outcome: int, deadline: float | None, late: str) -> int:
+        """Wait until the outcome is `_READY` or `_PEER_GONE`, while this end is open and the other domain alive.
+
+        `late` says what that domain did not do when the time is out.
+        """
         peer, doorbell = self._peer, self._doorbell
-        left = seconds_until(deadline)
         listening = False
         try:
-            while True:
-                wakes = doorbell.wakes  # before anything that somebody wakes us for
-                if self._stopping or self._channel.closed:
-                    raise InterfaceClosed(f"this end of the vchan at {self.path} was closed")
-                if peer is None or listening or (left is not None and left <= _PATIENCE):
-                    outcome = wait(wakes, left)
-                else:
-                    outcome = wait(wakes, _PATIENCE)
-                if outcome <= _PEER_GONE:
-                    return outcome
+            while outcome > _PEER_GONE:
+                self._check_open()
                 if outcome == _SILENT:
                     raise InterfaceUnavailable(errno.EPIPE, f"{self.path}: the machine is gone")
                 left = seconds_until(deadline)
                 if peer is not None and listening:
                     peer.check()
                 if outcome == _LATE and left == 0:
-                    return outcome
-                if outcome == _LATE and peer is not None and not listening:
+                    raise TimeoutError(f"domain {self.domid} {late} {self.path} in time")
+                if outcome == _LATE and peer is not None:
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
                     listening = True
+                outcome = wait(left if listening else self._first(left))
+            return outcome
         finally:
             if peer is not None and listening:
                 peer.discard_on_gone(doorbell.wake)
 
     def _check_open(self) -> None:
-        if self._channel.closed:
+        if self._ended:
             raise InterfaceClosed(f"this end of the vchan at {self.path} is closed")
 
     def _peer_closed(self) -> PeerClosed:
@@ -405,16 +400,15 @@ def serve(
         store = held.enter_context(domain.xenstore())
         channels = held.enter_context(domain.evtchn())
         port = held.enter_context(channels.bind_unbound(domid))
-        channel = offer(domain, port, read_size, write_size)
+        channel = offer(domain, port, read_size, write_size, persists=persist, poll=poll)
         with ExitStack() as undo:
             undo.callback(channel.close)
-            channel.persists = persist
             assert channel.keys is not None
             meeting.publish(store, where, domain.domid, domid, channel.keys)
             held.callback(_withdraw, store, where, channel.keys)
             undo.pop_all()
         peer = peer or _default_peer(domain, domid, held)
-        return Vchan(channel, channels, port, held.pop_all(), path=where, poll=poll, peer=peer)
+        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
 
 def connect(
@@ -439,14 +433,20 @@ def connect(
         domain = domain or held.enter_context(connect_domain())
         where = meeting.key_path(domid, domain.domid, path)
         channels = held.enter_context(domain.evtchn())
-        channel, port = _meet(domain, channels, domid, where, deadline, timeout)
+        channel, port = _meet(domain, channels, domid, where, deadline, timeout, poll)
         peer = peer or _default_peer(domain, domid, held)
         held.callback(port.close)
-        return Vchan(channel, channels, port, held.pop_all(), path=where, poll=poll, peer=peer)
+        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
 
 def _meet(
-    domain: Domain, channels: EventChannels, domid: int, where: str, deadline: float | None, timeout: float | None
+    domain: Domain,
+    channels: EventChannels,
+    domid: int,
+    where: str,
+    deadline: float | None,
+    timeout: float | None,
+    poll: float,
 ) -> tuple[Channel, Port]:
     failure: Exception | None = None
     with domain.xenstore() as store, store.watch(where) as watch:
@@ -454,7 +454,7 @@ def _meet(
             found = meeting.published(store, where)
             if found is not None:
                 try:
-                    return _connect_to(domain, channels, domid, found)
+                    return _connect_to(domain, channels, domid, found, poll)
                 except (InterfaceUnavailable, ProtocolError):
                     raise
                 except GrantError as error:
@@ -468,10 +468,12 @@ def _meet(
                 watch.wait(pause)
 
 
-def _connect_to(domain: Domain, channels: EventChannels, domid: int, found: meeting.Keys) -> tuple[Channel, Port]:
+def _connect_to(
+    domain: Domain, channels: EventChannels, domid: int, found: meeting.Keys, poll: float
+) -> tuple[Channel, Port]:
     with ExitStack() as undo:
         port = undo.enter_context(channels.bind_interdomain(domid, found.event_channel))
-        channel = attach(domain, port, found)
+        channel = attach(domain, port, found, poll=poll)
         undo.callback(channel.close)
         channel.connect()
         undo.pop_all()
