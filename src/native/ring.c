@@ -462,6 +462,8 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
         }
         switch (wait_for_change(self->doorbell, seen, deadline)) {
         case CHANGED:
+            if (is_there(self, opened, wanted)) /* before it is asked for again */
+                return READY;
             break;
         case TIMED_OUT:
             return is_there(self, opened, wanted) ? READY : LATE;
