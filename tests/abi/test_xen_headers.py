@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from xengrant.abi import gntdev, grant_table, xen, xs_wire
+from xengrant.abi import console, gntdev, grant_table, xen, xs_wire
 
 from . import c_program
 
-pytestmark = c_program.need("xen/xen.h", "xen/grant_table.h", "xen/memory.h", "xen/io/xs_wire.h")
+pytestmark = c_program.need("xen/xen.h", "xen/grant_table.h", "xen/memory.h", "xen/io/xs_wire.h", "xen/io/console.h")
 
 _XEN = (
     "#define __XEN_TOOLS__ 1",
@@ -15,6 +15,7 @@ _XEN = (
     "#include <xen/grant_table.h>",
     "#include <xen/memory.h>",
     "#include <xen/io/xs_wire.h>",
+    "#include <xen/io/console.h>",
 )
 
 _VALUES = {
@@ -59,11 +60,64 @@ _VALUES = {
     "XENSTORE_ABS_PATH_MAX": xs_wire.ABS_PATH_MAX,
     "XENSTORE_REL_PATH_MAX": xs_wire.REL_PATH_MAX,
     "sizeof(struct xsd_sockmsg)": xs_wire.HEADER_SIZE,
+    "XENSTORE_RING_SIZE": xs_wire.RING_SIZE,
+    "offsetof(struct xenstore_domain_interface, req)": xs_wire.REQ,
+    "offsetof(struct xenstore_domain_interface, rsp)": xs_wire.RSP,
+    "offsetof(struct xenstore_domain_interface, req_cons)": xs_wire.REQ_CONS,
+    "offsetof(struct xenstore_domain_interface, req_prod)": xs_wire.REQ_PROD,
+    "offsetof(struct xenstore_domain_interface, rsp_cons)": xs_wire.RSP_CONS,
+    "offsetof(struct xenstore_domain_interface, rsp_prod)": xs_wire.RSP_PROD,
+    "offsetof(struct xenstore_domain_interface, server_features)": xs_wire.SERVER_FEATURES,
+    "offsetof(struct xenstore_domain_interface, connection)": xs_wire.CONNECTION,
+    "offsetof(struct xenstore_domain_interface, error)": xs_wire.ERROR,
+    "XENSTORE_SERVER_FEATURE_RECONNECTION": xs_wire.FEATURE_RECONNECTION,
+    "XENSTORE_SERVER_FEATURE_ERROR": xs_wire.FEATURE_ERROR,
+    "XENSTORE_CONNECTED": xs_wire.CONNECTED,
+    "XENSTORE_RECONNECT": xs_wire.RECONNECT,
+    "XENSTORE_ERROR_NONE": xs_wire.ERROR_NONE,
+    "XENSTORE_ERROR_COMM": xs_wire.ERROR_COMM,
+    "XENSTORE_ERROR_RINGIDX": xs_wire.ERROR_RINGIDX,
+    "XENSTORE_ERROR_PROTO": xs_wire.ERROR_PROTO,
+    "offsetof(struct xencons_interface, in)": console.IN,
+    "sizeof(((struct xencons_interface *)0)->in)": console.IN_SIZE,
+    "offsetof(struct xencons_interface, out)": console.OUT,
+    "sizeof(((struct xencons_interface *)0)->out)": console.OUT_SIZE,
+    "offsetof(struct xencons_interface, in_cons)": console.IN_CONS,
+    "offsetof(struct xencons_interface, in_prod)": console.IN_PROD,
+    "offsetof(struct xencons_interface, out_cons)": console.OUT_CONS,
+    "offsetof(struct xencons_interface, out_prod)": console.OUT_PROD,
+}
+
+# Newer than the headers of Debian 12 and 13: what follows `#ifdef` of the first is compared where it is there.
+_NEWER = {
+    "XENCONSOLE_CONNECTED": {
+        "XENCONSOLE_CONNECTED": console.CONNECTED,
+        "XENCONSOLE_DISCONNECTED": console.DISCONNECTED,
+        "offsetof(struct xencons_interface, connection)": console.CONNECTION,
+        "offsetof(struct xenstore_domain_interface, evtchn_port)": xs_wire.EVTCHN_PORT,
+    },
+    "XENSTORE_SERVER_FEATURE_WATCHDEPTH": {"XENSTORE_SERVER_FEATURE_WATCHDEPTH": xs_wire.FEATURE_WATCHDEPTH},
+    "XENSTORE_SERVER_FEATURE_DOMID_ANY": {"XENSTORE_SERVER_FEATURE_DOMID_ANY": xs_wire.FEATURE_DOMID_ANY},
 }
 
 
 def test_values_are_the_headers() -> None:
     assert c_program.numbers(_XEN, _VALUES) == _VALUES
+
+
+def test_values_of_newer_headers_are_theirs_where_they_have_them() -> None:
+    body = "".join(
+        f"#ifdef {needed}\n"
+        + "".join(f'    printf("\\"%s\\": %lld,\\n", "{name}", (long long)({name}));\n' for name in values)
+        + "#endif\n"
+        for needed, values in _NEWER.items()
+    )
+    ours = {name: value for values in _NEWER.values() for name, value in values.items()}
+    theirs = c_program.run(_XEN, body)
+    assert theirs == {name: ours[name] for name in theirs}
+    # What follows is where the last field that every header has ends.
+    assert console.CONNECTION == console.OUT_PROD + 4
+    assert xs_wire.EVTCHN_PORT == xs_wire.ERROR + 4
 
 
 def test_statuses_are_the_headers() -> None:

@@ -1,4 +1,6 @@
-"""xen/include/public/io/xs_wire.h: xenstore's messages, and the strings inside them (docs/misc/xenstore.txt)."""
+"""xen/include/public/io/xs_wire.h: xenstore's messages, the strings inside them (docs/misc/xenstore.txt), and the page
+through which a guest's kernel and xenstored exchange them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,30 @@ RELEASE_DOMAIN = "@releaseDomain"
 
 _HEADER = Struct("<4I")  # type, req_id, tx_id, len
 HEADER_SIZE = _HEADER.size
+
+# struct xenstore_domain_interface: the guest's requests, xenstored's replies, and where their indices lie.
+RING_SIZE = 1024
+REQ = 0
+RSP = 1024
+REQ_CONS = 2048
+REQ_PROD = 2052
+RSP_CONS = 2056
+RSP_PROD = 2060
+SERVER_FEATURES = 2064  # which of what follows xenstored knows
+CONNECTION = 2068
+ERROR = 2072
+EVTCHN_PORT = 2076  # Xen 4.21; written by Xen where no toolstack made the domain, else 0
+
+FEATURE_RECONNECTION = 1  # CONNECTION means something
+FEATURE_ERROR = 2  # ERROR means something
+FEATURE_WATCHDEPTH = 4
+FEATURE_DOMID_ANY = 8
+CONNECTED = 0
+RECONNECT = 1
+ERROR_NONE = 0
+ERROR_COMM = 1
+ERROR_RINGIDX = 2
+ERROR_PROTO = 3
 
 
 class Operation(enum.IntEnum):
@@ -142,6 +168,12 @@ _PERMISSION = re.compile(rb"([nrwb])(\d{1,5})", re.ASCII)
 
 def pack_message(operation: int, request_id: int, transaction_id: int, payload: bytes) -> bytes:
     return _HEADER.pack(operation, request_id, transaction_id, len(payload)) + payload
+
+
+def unpack_header(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """(operation, request id, transaction id, bytes of payload) of the message that begins at `at`."""
+    operation, request_id, transaction_id, length = _HEADER.unpack_from(data, at)
+    return operation, request_id, transaction_id, length
 
 
 def pack_strings(*strings: bytes) -> bytes:
