@@ -41,6 +41,28 @@ _SHARES_SEND_NOTHING = M("embedded/gntalloc.py", "            gref.port.send()\n
 _SHARES_CLEAR_NOTHING = M("embedded/gntalloc.py", "gref.clear_byte] = 0", "gref.clear_byte]")
 
 MUTATIONS: dict[str, Mutation] = {
+    # Rings of bytes
+    "byte_rings.both_ways": M(
+        "rings/byte_ring.py",
+        "return cls(page, cls.TO_FRONT, cls.TO_BACK)",
+        "return cls(page, cls.TO_BACK, cls.TO_FRONT)",
+    ),
+    "byte_rings.indices_wrap": M("rings/byte_ring.py", "page, layout.start, layout.size)", "page, layout.start, 1024)"),
+    "byte_rings.look_acknowledges_nothing": M(
+        "rings/byte_ring.py",
+        "        at, length = self._ring.peek()\n",
+        "        at, length = self._ring.peek()\n        self._ring.consume(length)\n",
+    ),
+    "byte_rings.lying_index": M(
+        "rings/byte_ring.py",
+        "        return self._ring.read(most)\n",
+        "        try:\n            return self._ring.read(most)\n        except Exception:\n            return b''\n",
+    ),
+    "byte_rings.short_counts": M(
+        "rings/byte_ring.py",
+        "        return self._ring.write(data)\n",
+        "        self._ring.write(data)\n        return memoryview(data).nbytes\n",
+    ),
     # Grant copy
     "copy.bad_segments": M("gnttab.py", "if offset + length > room:", "if False:"),
     "copy.between_grants": M(

@@ -1,0 +1,1 @@
+"""Rings in shared pages: requests and responses (`rpc`), and streams of bytes (`byte_ring`)."""
