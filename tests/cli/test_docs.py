@@ -14,7 +14,10 @@ DOCS = (Path(__file__).parents[2] / "docs/tool.md").read_text()
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "doctor", "share", "map", "ls", "metrics", "machine", "machine status", "machine destroy", "selftest"],
+    [
+        *("demo", "doctor", "share", "map", "ls", "peek console", "peek xenstore", "metrics"),
+        *("machine", "machine status", "machine destroy", "selftest"),
+    ],
 )
 def test_every_option_is_in_the_docs(nobody: User, command: str) -> None:
     assert re.search(rf"^(## |    xengrant |    \$ xengrant ){command}\b", DOCS, re.MULTILINE)

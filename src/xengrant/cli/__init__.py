@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> tuple[_Command, ...]:
     # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import demo, doctor, ls, machine, map, metrics, selftest, share, top
+    from xengrant.cli import demo, doctor, ls, machine, map, metrics, peek, selftest, share, top
 
-    return cast("tuple[_Command, ...]", (demo, doctor, share, map, ls, metrics, top, machine, selftest))
+    return cast("tuple[_Command, ...]", (demo, doctor, share, map, ls, peek, metrics, top, machine, selftest))
 
 
 def _parser() -> argparse.ArgumentParser:
