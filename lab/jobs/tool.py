@@ -1,9 +1,14 @@
-"""The tool on real Xen, as a user types it: pages of `xengrant share` in a guest, dumped by `xengrant map` in dom0."""
+"""The tool on real Xen, as a user types it: pages of `xengrant share` in a guest, dumped by `xengrant map` in dom0, and
+the guest's console and xenstore rings as `xengrant peek` sees them while their daemons use them.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +22,16 @@ CONTENT = os.urandom(3 * 4096 - 100)
 def main() -> int:
     passed = failed = 0
     with Guest.create("granter", files={"/opt/content": CONTENT}) as guest:
-        for check in (doctor_is_content, share_is_dumped, advertised_share_is_found, read_only_is_refused):
+        checks = (
+            doctor_is_content,
+            share_is_dumped,
+            advertised_share_is_found,
+            read_only_is_refused,
+            peeked_console_is_its_log,
+            peeked_console_is_followed,
+            xenstore_is_peeked_while_it_is_used,
+        )
+        for check in checks:
             started = time.monotonic()
             try:
                 check(guest)
@@ -74,6 +88,93 @@ def read_only_is_refused(guest: Guest) -> None:
     assert "read-only" in refused.stderr, refused.stderr
     assert xengrant("map", str(guest.domid), str(refs[0])).returncode == 0, "a read-only grant was not mapped"
     sharing.kill()
+
+
+def peeked_console_is_its_log(guest: Guest) -> None:
+    """What peek shows of a live guest's console is what xenconsoled has logged of it, all 2048 bytes."""
+    guest.check("printf 'peek \\033[1mhere\\033[0m \\\\ %s\\n' $(seq 600) > /dev/hvc0")
+
+    def compare() -> str:
+        shown, raw = xengrant("peek", "console", guest.name), xengrant("peek", "console", guest.name, "--json")
+        log = console_log(guest)
+        assert (shown.returncode, raw.returncode) == (0, 0), shown.stderr + raw.stderr
+        (RESULTS / "peek-console.txt").write_text(shown.stdout)
+        output = json.loads(raw.stdout)["output"]
+        tail = base64.b64decode(output["base64"])
+        same = tail == log[-2048:] and text_of(shown.stdout) == tail.replace(b"\r\n", b"\n")
+        return "same" if same and len(tail) == 2048 and not output["held"] else ""
+
+    wait_for(compare, "peek console shows other text than the console's log ends with")
+    shown = (RESULTS / "peek-console.txt").read_text()
+    assert "\x1b" not in shown
+    guest.check("true")  # the guest's agent, which speaks through that console
+
+
+def peeked_console_is_followed(guest: Guest) -> None:
+    command = [sys.executable, "-m", "xengrant", "peek", "console", guest.name, "--follow"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follow:
+        assert follow.stderr is not None
+        assert follow.stderr.readline().startswith("following domain"), "it did not begin"
+        guest.check("for i in 1 2 3; do echo followed $i; sleep 0.3; done > /dev/hvc0")
+        time.sleep(0.5)
+        follow.send_signal(signal.SIGINT)
+        shown, said = follow.communicate(timeout=30)
+    assert follow.returncode == 0, said
+    assert [f"| followed {i}" in shown.splitlines() for i in (1, 2, 3)] == [True] * 3, shown + said
+
+
+def xenstore_is_peeked_while_it_is_used(guest: Guest) -> None:
+    """Each look finds the guest's messages, and the guest goes on undisturbed."""
+    program = (
+        "import xengrant\n"
+        "store = xengrant.connect().xenstore()\n"
+        "for i in range(400): store.write('data/peek', b'%d' % i)\n"
+        "print(store.read('data/peek').decode())\n"
+    )
+    using = guest.start(f'python3 -c "{program}"')
+    found: list[dict[str, object]] = []
+    looks = 0
+    while not using.done:
+        looked = xengrant("peek", "xenstore", guest.name, "--json")
+        assert looked.returncode == 0, looked.stderr
+        rings = json.loads(looked.stdout)
+        found += [message for ring in ("requests", "replies") for message in rings[ring]["messages"]]
+        looks += 1
+    status, output = using.wait(60)
+    assert (status, output.strip()) == (0, "399"), f"the guest was disturbed: {status}, {output}"
+    writes = [message for message in found if message["operation"] == "WRITE"]
+    asked = [base64.b64decode(str(message["base64"])) for message in writes]
+    assert any(payload.startswith(b"data/peek\0") for payload in asked), f"{looks} looks found {found}"
+    shown = xengrant("peek", "xenstore", guest.name)
+    (RESULTS / "peek-xenstore.txt").write_text(shown.stdout + shown.stderr)
+    assert shown.returncode == 0, shown.stderr
+    assert "READ" in shown.stdout, shown.stdout
+
+
+def console_log(guest: Guest) -> bytes:
+    """The log as xenconsoled writes it; the share that it lies on is read in pieces."""
+    with open(RESULTS / "console" / f"guest-{guest.name}.log", "rb", buffering=0) as log:
+        return b"".join(iter(lambda: log.read(4096), b""))
+
+
+def text_of(shown: str) -> bytes:
+    """The console's text, from the lines in which `peek` shows it."""
+    text = b""
+    for line in shown.splitlines():
+        if line[0] not in "|>":
+            continue
+        unescaped = re.sub(
+            rb"\\(?:\\|x(..))",
+            lambda match: bytes.fromhex(match[1].decode()) if match[1] else b"\\",
+            line[2:].removesuffix("\\").encode() if goes_on(line) else line[2:].encode(),
+        )
+        text += unescaped + (b"" if goes_on(line) else b"\n")
+    return text
+
+
+def goes_on(line: str) -> bool:
+    """Whether it ends with a single backslash; escaped ones come in pairs."""
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
 
 
 def xengrant(*arguments: str) -> subprocess.CompletedProcess[str]:
