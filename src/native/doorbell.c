@@ -100,7 +100,8 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     if (bell < 0)
         return SILENCED;
     int life = self->life == NULL ? -1 : hold_descriptor(self->life);
-    struct pollfd polled[] = {{bell, POLLIN, 0}, {self->waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
+    int waker = hold_descriptor(self->waker);
+    struct pollfd polled[] = {{bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
     struct timespec left;
     int count = ppoll(polled, life < 0 ? 2 : 3, time_left(deadline, &left), NULL);
     Waited result = CHANGED;
@@ -113,7 +114,7 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
             take_event(self, bell);
         if (polled[1].revents & POLLIN) {
             eventfd_t ignored;
-            eventfd_read(self->waker, &ignored);
+            eventfd_read(waker, &ignored);
         }
         /* A peer of an embedded machine may shut its end down: no event is ever to come, which is no error. */
         if (life >= 0 && polled[2].revents != 0)
@@ -122,6 +123,8 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
             result = SILENCED;
     }
     drop_descriptor(self->bell);
+    if (waker >= 0)
+        drop_descriptor(self->waker);
     if (life >= 0)
         drop_descriptor(self->life);
     return result;
@@ -171,15 +174,20 @@ doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_TypeError, "a Doorbell is made of one or two Descriptors");
         return NULL;
     }
-    int waker = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (waker < 0)
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
-    Doorbell *self = (Doorbell *)PyType_GenericAlloc(type, 0);
-    if (self == NULL) {
-        close(waker);
+    PyObject *waker = PyObject_CallFunction((PyObject *)state->descriptor, "i", fd);
+    if (waker == NULL) {
+        close(fd);
         return NULL;
     }
-    self->waker = waker;
+    Doorbell *self = (Doorbell *)PyType_GenericAlloc(type, 0);
+    if (self == NULL) {
+        Py_DECREF(waker); /* which closes it */
+        return NULL;
+    }
+    self->waker = (Descriptor *)waker;
     self->bell = (Descriptor *)Py_NewRef(bell);
     self->life = life == Py_None ? NULL : (Descriptor *)Py_NewRef(life);
     self->is_kernels = port >= 0;
@@ -192,7 +200,7 @@ doorbell_dealloc(PyObject *object)
 {
     Doorbell *self = (Doorbell *)object;
     PyTypeObject *type = Py_TYPE(object);
-    close(self->waker);
+    Py_XDECREF((PyObject *)self->waker);
     Py_XDECREF((PyObject *)self->bell);
     Py_XDECREF((PyObject *)self->life);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
@@ -254,9 +262,30 @@ doorbell_wake(PyObject *object, PyObject *Py_UNUSED(ignored))
     Doorbell *self = (Doorbell *)object;
     __atomic_fetch_add(&self->wakes, 1, __ATOMIC_SEQ_CST);
     tell_all(self);
-    if (__atomic_load_n(&self->led, __ATOMIC_SEQ_CST) != 0)
-        eventfd_write(self->waker, 1);
+    if (__atomic_load_n(&self->led, __ATOMIC_SEQ_CST) != 0) {
+        int waker = hold_descriptor(self->waker);
+        if (waker >= 0) {
+            eventfd_write(waker, 1);
+            drop_descriptor(self->waker);
+        }
+    }
     Py_RETURN_NONE;
+}
+
+static PyObject *
+doorbell_stop(PyObject *object, PyObject *argument)
+{
+    int stopped = PyObject_IsTrue(argument);
+    if (stopped < 0)
+        return NULL;
+    __atomic_store_n(&((Doorbell *)object)->stopped, (uint32_t)stopped, __ATOMIC_SEQ_CST);
+    return doorbell_wake(object, NULL);
+}
+
+static PyObject *
+doorbell_close(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    return PyObject_CallMethod((PyObject *)((Doorbell *)object)->waker, "close", NULL);
 }
 
 static PyObject *
@@ -285,6 +314,10 @@ static PyMethodDef doorbell_methods[] = {
      "Wait until `changes` is another, for an event or a wake: 0 where it is, 1 where so many seconds (None: for ever)\n"
      "passed, 3 where no event can come any more."},
     {"wake", doorbell_wake, METH_NOARGS, "wake($self, /)\n--\n\nHave every thread that waits look again, and return."},
+    {"stop", doorbell_stop, METH_O,
+     "stop($self, stopped, /)\n--\n\nWake whoever waits, and have whoever comes not wait; or let them wait again."},
+    {"close", doorbell_close, METH_NOARGS,
+     "close($self, /)\n--\n\nGive back what `wake` needs, once nobody waits; the port is its owner's to close."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -8,7 +8,7 @@
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
  * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
  * whole grant tables; ring.c has the two ends of a ring of bytes, and doorbell.c
- * a port that they wait on. native.h is what the files share, and this one makes the module of them: a function of the
+ * a port that they wait on; stream.c is both ends of a vchan together. native.h is what the files share, and this one makes the module of them: a function of the
  * module is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
@@ -110,7 +110,9 @@ native_exec(PyObject *module)
     State *state = PyModule_GetState(module);
     if (add_type(module, "Descriptor", &descriptor_spec, &state->descriptor) < 0 ||
         add_type(module, "Doorbell", &doorbell_spec, &state->doorbell) < 0 ||
-        add_type(module, "RingReader", &reader_spec, NULL) < 0 || add_type(module, "RingWriter", &writer_spec, NULL) < 0 ||
+        add_type(module, "RingReader", &reader_spec, &state->reader) < 0 ||
+        add_type(module, "RingWriter", &writer_spec, &state->writer) < 0 ||
+        add_type(module, "Stream", &stream_spec, NULL) < 0 ||
         PyModule_AddObjectRef(module, "Held", held) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "Mapping", mapping);
@@ -124,6 +126,8 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->held);
     Py_VISIT(state->descriptor);
     Py_VISIT(state->doorbell);
+    Py_VISIT(state->reader);
+    Py_VISIT(state->writer);
     return 0;
 }
 
@@ -135,6 +139,8 @@ native_clear(PyObject *module)
     Py_CLEAR(state->held);
     Py_CLEAR(state->descriptor);
     Py_CLEAR(state->doorbell);
+    Py_CLEAR(state->reader);
+    Py_CLEAR(state->writer);
     return 0;
 }
 

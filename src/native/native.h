@@ -19,6 +19,8 @@ typedef struct {
     PyTypeObject *held;
     PyTypeObject *descriptor;
     PyTypeObject *doorbell;
+    PyTypeObject *reader;
+    PyTypeObject *writer;
 } State;
 
 extern Py_ssize_t page_size; /* from the module's exec on */
@@ -84,11 +86,12 @@ typedef struct {
     Descriptor *life; /* or NULL */
     uint32_t port;
     char is_kernels;
-    int waker;          /* an eventfd */
+    Descriptor *waker;  /* of an eventfd */
     uint32_t changes;   /* counts whatever has those who wait look again; a futex */
     uint32_t followers; /* threads that wait for `changes` */
     uint32_t led;       /* 1 while a thread polls */
     uint32_t wakes;     /* counts calls of wake() */
+    uint32_t stopped;   /* 1 where nobody is to wait */
 } Doorbell;
 
 extern PyType_Spec doorbell_spec;
@@ -108,7 +111,54 @@ uint64_t monotonic_now(void);
 /* timeout in seconds, or None: a deadline. 0, or -1 and an error is set. */
 int parse_timeout(PyObject *timeout, uint64_t *deadline);
 
+/* ---- Turn: one thread after the other, and a thread's own signal handlers inside it -------------------------- */
+
+typedef struct {
+    uint32_t state; /* 0 free, 1 held, 2 held and waited for; a futex */
+    uint32_t depth;
+    uintptr_t owner;
+} Turn;
+
+/* With the GIL, which others have while this waits. 0, or -1 where a signal handler raised. */
+int take_turn(Turn *turn);
+void end_turn(Turn *turn);
+
 /* ---- Rings of bytes, and a vchan's notify bytes ------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *indices; /* the buffers' owners; each call takes their buffers anew, so that they can be closed between */
+    PyObject *data;
+    Py_ssize_t own_at;
+    Py_ssize_t peer_at;
+    Py_ssize_t start;
+    uint32_t size;
+    uint32_t own;
+    uint32_t lie;  /* the peer's index that was refused */
+    uint32_t seen; /* bytes that may be read, or written, when the peer's index was last loaded, less what was since */
+    uint32_t busy; /* 1 while a call uses the above */
+    char writes;
+    /* Of a vchan's end, which can be told and waits: NULL without. */
+    Doorbell *doorbell;
+    Py_ssize_t live_at;  /* in `indices`: not 0 while the peer is there; -1 where this end outlives its peers */
+    Py_ssize_t ask_at;   /* where this end asks to be told */
+    Py_ssize_t asked_at; /* where the peer does */
+    uint64_t poll;       /* nanoseconds to look before sleeping */
+    uint32_t wakes;      /* of the doorbell's, those that this end's waits have returned for */
+    uint32_t outcome;    /* of the last wait */
+    size_t moved;        /* bytes that the last call moved, which may have waited in vain for more */
+    Turn turn;           /* of those that move bytes, and may wait for them */
+} Ring;
+
+/* Sends from, or receives into, a buffer from byte `start` on: how many bytes; -1 where `outcome` says why not. */
+PyObject *pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline);
+
+/* Takes at most so many bytes, or all of them; None where `outcome` says why not. */
+PyObject *receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline);
+
+int is_ring(PyObject *object, int writes);
+
+extern PyType_Spec stream_spec; /* stream.c */
 
 extern PyType_Spec reader_spec;
 extern PyType_Spec writer_spec;

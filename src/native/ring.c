@@ -13,36 +13,12 @@
 #include <sched.h>
 #include <string.h>
 
-typedef struct {
-    PyObject_HEAD
-    PyObject *indices; /* the buffers' owners; each call takes their buffers anew, so that they can be closed between */
-    PyObject *data;
-    Py_ssize_t own_at;
-    Py_ssize_t peer_at;
-    Py_ssize_t start;
-    uint32_t size;
-    uint32_t own;
-    uint32_t lie;  /* the peer's index that was refused */
-    uint32_t seen; /* bytes that may be read, or written, when the peer's index was last loaded, less what was since */
-    uint32_t busy; /* 1 while a call uses the above */
-    char writes;
-    /* Of a vchan's end, which can be told and waits: NULL without. */
-    Doorbell *doorbell;
-    Py_ssize_t live_at;  /* in `indices`: not 0 while the peer is there; -1 where this end outlives its peers */
-    Py_ssize_t ask_at;   /* where this end asks to be told */
-    Py_ssize_t asked_at; /* where the peer does */
-    uint64_t poll;       /* nanoseconds to look before sleeping */
-    uint32_t wakes;      /* of the doorbell's, those that this end's waits have returned for */
-    uint32_t outcome;    /* of the last wait */
-    size_t moved;        /* bytes that the last call moved, which may have waited in vain for more */
-} Ring;
-
 /* Xen public/io/libxenvchan.h: tell me when you have written, or read. */
 #define NOTIFY_WRITE 1
 #define NOTIFY_READ 2
 
-/* Copies shorter than this keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
-#define WITHOUT_GIL 16384
+/* Copies shorter than this, some 10 us, keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
+#define WITHOUT_GIL 131072
 
 /* ---- A call's view of the shared memory ---------------------------------------------------------------- */
 
@@ -295,6 +271,13 @@ ring_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
+/* Neither type has subclasses. */
+int
+is_ring(PyObject *object, int writes)
+{
+    return PyType_GetSlot(Py_TYPE(object), Py_tp_dealloc) == (void *)ring_dealloc && ((Ring *)object)->writes == writes;
+}
+
 /* ---- Methods and attributes ---------------------------------------------------------------------------- */
 
 static PyObject *
@@ -456,7 +439,7 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
         if (peer_is_gone(self, opened))
             return is_there(self, opened, wanted) ? READY : PEER_GONE;
         uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-        if (wakes != self->wakes) {
+        if (wakes != self->wakes || __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST)) {
             self->wakes = wakes;
             return WOKEN;
         }
@@ -535,12 +518,33 @@ finish(Ring *self, Opened *opened, Outcome outcome)
     return outcome == LIE ? -1 : outcome == READY;
 }
 
-/* Sends from, or receives into, a buffer. */
-static PyObject *
-pump_buffer(Ring *self, PyObject *const *args, Py_ssize_t start, size_t least, int whole, uint64_t deadline)
+/* Moves what can be moved at once; whether that is enough. With the GIL. */
+static int
+move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, Outcome *outcome)
+{
+    if (self->writes && peer_is_gone(self, opened))
+        return 0;
+    occupy(self);
+    uint32_t count = 0;
+    if (look(self, opened) < 0)
+        *outcome = LIE;
+    else {
+        count = length < self->seen ? (uint32_t)length : self->seen;
+        if (count < least && (whole || count >= WITHOUT_GIL))
+            count = 0;
+        if (count > 0)
+            move(self, opened, memory, count);
+    }
+    vacate(self);
+    self->moved = count;
+    return *outcome == LIE || count >= least;
+}
+
+PyObject *
+pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline)
 {
     Py_buffer memory;
-    if (PyObject_GetBuffer(args[0], &memory, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0)
+    if (PyObject_GetBuffer(buffer, &memory, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0)
         return NULL;
     if (start < 0 || start > memory.len) {
         PyErr_Format(PyExc_ValueError, "byte %zd lies outside %zd bytes", start, memory.len);
@@ -551,13 +555,15 @@ pump_buffer(Ring *self, PyObject *const *args, Py_ssize_t start, size_t least, i
     PyObject *result = NULL;
     Opened opened;
     if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
-        Outcome outcome;
+        Outcome outcome = READY;
         self->moved = 0;
         if (least > length)
             least = length;
-        Py_BEGIN_ALLOW_THREADS
-        outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
-        Py_END_ALLOW_THREADS
+        if (!move_at_once(self, &opened, (char *)memory.buf + start, length, least, whole, &outcome)) {
+            Py_BEGIN_ALLOW_THREADS
+            outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
+            Py_END_ALLOW_THREADS
+        }
         int finished = finish(self, &opened, outcome);
         result = finished < 0 ? NULL : PyLong_FromSsize_t(finished ? (Py_ssize_t)self->moved : -1);
     }
@@ -573,7 +579,7 @@ writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (check_count("send", nargs, 4) < 0 || parse_offset(args[1], &start) < 0 || parse_timeout(args[3], &deadline) < 0)
         return NULL;
     int whole = PyObject_IsTrue(args[2]);
-    return whole < 0 ? NULL : pump_buffer((Ring *)object, args, start, SIZE_MAX, whole, deadline);
+    return whole < 0 ? NULL : pump_buffer((Ring *)object, args[0], start, SIZE_MAX, whole, deadline);
 }
 
 static PyObject *
@@ -582,20 +588,12 @@ reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     uint64_t deadline;
     if (check_count("receive_into", nargs, 2) < 0 || parse_timeout(args[1], &deadline) < 0)
         return NULL;
-    return pump_buffer((Ring *)object, args, 0, 1, 0, deadline);
+    return pump_buffer((Ring *)object, args[0], 0, 1, 0, deadline);
 }
 
-static PyObject *
-reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+PyObject *
+receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline)
 {
-    Ring *self = (Ring *)object;
-    uint64_t deadline;
-    Py_ssize_t most;
-    if (check_count("receive", nargs, 3) < 0 || parse_offset(args[0], &most) < 0 || parse_timeout(args[2], &deadline) < 0)
-        return NULL;
-    int whole = PyObject_IsTrue(args[1]);
-    if (whole < 0)
-        return NULL;
     if (most < 0)
         return PyErr_Format(PyExc_ValueError, "cannot read %zd bytes", most);
     Opened opened;
@@ -624,6 +622,17 @@ reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     }
     int finished = finish(self, &opened, outcome);
     return finished < 0 ? NULL : finished ? result : Py_NewRef(Py_None);
+}
+
+static PyObject *
+reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    Py_ssize_t most;
+    if (check_count("receive", nargs, 3) < 0 || parse_offset(args[0], &most) < 0 || parse_timeout(args[2], &deadline) < 0)
+        return NULL;
+    int whole = PyObject_IsTrue(args[1]);
+    return whole < 0 ? NULL : receive_bytes((Ring *)object, most, whole, deadline);
 }
 
 static PyObject *
@@ -696,6 +705,19 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
 }
 
 static PyObject *
+ring_enter(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    return take_turn(&((Ring *)object)->turn) < 0 ? NULL : Py_NewRef(object);
+}
+
+static PyObject *
+ring_exit(PyObject *object, PyObject *Py_UNUSED(args))
+{
+    end_turn(&((Ring *)object)->turn);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
 ring_get_outcome(PyObject *object, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(((Ring *)object)->outcome);
@@ -727,7 +749,10 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
      "`live` is 0 (-1: there is none). Before another thread uses it."},                                     \
     {"wait", (PyCFunction)(void (*)(void))ring_wait, METH_FASTCALL,                                          \
      "wait($self, wanted, timeout, /)\n--\n\n"                                                              \
-     "Wait until so many bytes are there; False where `outcome` says why they are not."}
+     "Wait until so many bytes are there; False where `outcome` says why they are not."},                    \
+    {"__enter__", ring_enter, METH_NOARGS,                                                                   \
+     "__enter__($self, /)\n--\n\nHave a turn: other threads that want one wait for its end. They nest."},     \
+    {"__exit__", ring_exit, METH_VARARGS, "__exit__($self, exc_type, exc, traceback, /)\n--\n\nEnd the turn."}
 
 #define WAITING_GETSET                                                                                       \
     {"outcome", ring_get_outcome, NULL,                                                                      \

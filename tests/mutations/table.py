@@ -287,7 +287,7 @@ MUTATIONS: dict[str, Mutation] = {
         "        if not sent:\n            raise self._peer_closed()",
         "        if not sent:\n            raise InterfaceClosed('')",
     ),
-    "vchan.in_place": M("vchan/endpoint.py", "self._incoming.consume(count)", "self._incoming.consume(0)"),
+    "vchan.in_place": M("vchan/endpoint.py", "ring.consume(count)", "ring.consume(0)"),
     "vchan.keys_are_the_clients": M("vchan/keys.py", 'Permission(client, "r")', 'Permission(client, "b")'),
     "vchan.killed_client": M("vchan/channel.py", "clear_byte=abi.CLI_LIVE", "clear_byte=100"),
     "vchan.killed_server": M("vchan/channel.py", "clear_byte=abi.SRV_LIVE", "clear_byte=100"),
@@ -299,16 +299,17 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "vchan.notifies_when_asked": M(
         "vchan/endpoint.py",
-        "            self._check_open()\n            if self._outgoing.send(",
-        "            self._check_open()\n            self._doorbell.ring()\n            if self._outgoing.send(",
+        "    def data_ready(self)",
+        "    def send(self, data, timeout=None):\n        super().send(data, timeout)\n        self._doorbell.ring()\n\n"
+        "    def data_ready(self)",
     ),
     "vchan.persistent_server": M(
         "vchan/channel.py", "live = -1 if persists else self._peer_live", "live = self._peer_live"
     ),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
-        "                if data is None:\n                    raise self._peer_closed()",
-        "                if data is None:\n                    return b''",
+        "        if data is None and whole:\n            raise self._peer_closed()\n",
+        "",
     ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from xengrant._native import Stream
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
@@ -44,7 +45,7 @@ _RETRY = 0.2  # seconds after which keys that led nowhere are tried again, thoug
 _PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
 
 
-class Vchan:
+class Vchan(Stream):
     """One end of a vchan.
 
     `send` and `recv` move messages whole, `write`, `read` and `readinto` a stream; `reserve` with `commit` and `peek`
@@ -66,6 +67,7 @@ class Vchan:
         path: str,
         peer: Peer | None,
     ) -> None:
+        super().__init__(channel.incoming, channel.outgoing, None if peer is None else _PATIENCE)
         self.path = path
         self._channel = channel
         self._incoming = channel.incoming
@@ -76,8 +78,6 @@ class Vchan:
         self._held = held
         self._peer = peer
         self._ended = False  # or is being closed
-        self._reading = threading.RLock()
-        self._writing = threading.RLock()
         self._closing = threading.RLock()
 
     @property
@@ -141,71 +141,6 @@ class Vchan:
         self._check_open()
         self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), "has no client that came to")
 
-    # Messages
-
-    def send(self, data: Buffer, timeout: float | None = None) -> None:
-        """Write all of `data` at once, when there is room for it. `ValueError` where the ring is smaller.
-
-        `PeerClosed` where the peer has closed. A `TimeoutError` means that nothing was written.
-        """
-        deadline = deadline_after(timeout)
-        with self._writing:
-            self._check_open()
-            if self._outgoing.send(data, 0, True, self._first(timeout)) < 0:
-                self._send_on(data, True, deadline)
-
-    def recv(self, size: int, timeout: float | None = None) -> bytes:
-        """Read exactly `size` bytes, when they are there. `ValueError` where the ring is smaller.
-
-        `PeerClosed` where the peer has closed and left fewer; `read` still gives those.
-        """
-        deadline = deadline_after(timeout)
-        ring = self._incoming
-        with self._reading:
-            self._check_open()
-            data = ring.receive(size, True, self._first(timeout))
-            if data is None:
-                data = self._go_on(ring, lambda left: ring.receive(size, True, left), deadline)
-                if data is None:
-                    raise self._peer_closed()
-            return data
-
-    # A stream
-
-    def write(self, data: Buffer, timeout: float | None = None) -> int:
-        """Write all of `data`; less only where the time was out, and then how many bytes: at least 1.
-
-        `PeerClosed` where the peer has closed.
-        """
-        deadline = deadline_after(timeout)
-        with self._writing:
-            self._check_open()
-            done = self._outgoing.send(data, 0, False, self._first(timeout))
-            return done if done >= 0 else self._send_on(data, False, deadline)
-
-    def read(self, most: int = 65536, timeout: float | None = None) -> bytes:
-        """Read what is there, at most `most` bytes, waiting for one at least; b"" where the peer has closed."""
-        deadline = deadline_after(timeout)
-        ring = self._incoming
-        with self._reading:
-            self._check_open()
-            data = ring.receive(most, False, self._first(timeout))
-            if data is None:
-                data = self._go_on(ring, lambda left: ring.receive(most, False, left), deadline)
-            return data or b""
-
-    def readinto(self, buffer: Buffer, timeout: float | None = None) -> int:
-        """As `read`, into a buffer: how many bytes, 0 where the peer has closed."""
-        deadline = deadline_after(timeout)
-        ring = self._incoming
-        with self._reading:
-            self._check_open()
-            count = ring.receive_into(buffer, self._first(timeout))
-            if count < 0:
-                self._go_on(ring, lambda left: ring.receive_into(buffer, left) >= 0, deadline)
-                count = ring.moved
-            return count
-
     # In place
 
     def peek(self, timeout: float | None = None) -> memoryview:
@@ -215,7 +150,7 @@ class Vchan:
         """
         deadline = deadline_after(timeout)
         ring = self._incoming
-        with self._reading:
+        with ring:
             self._check_open()
             if not ring.wait(1, self._first(timeout)):
                 self._go_on(ring, lambda left: ring.wait(1, left), deadline)
@@ -223,9 +158,9 @@ class Vchan:
 
     def consume(self, count: int) -> None:
         """Have read the next `count` bytes: the peer may write over them. `ValueError` for more than were there."""
-        with self._reading:
-            self._check_open()
-            self._incoming.consume(count)
+        self._check_open()
+        with self._incoming as ring:
+            ring.consume(count)
 
     def reserve(self, timeout: float | None = None) -> memoryview:
         """Room to write into, in place, up to the ring's end; at least 1 byte. Release the view before `close`.
@@ -234,7 +169,7 @@ class Vchan:
         """
         deadline = deadline_after(timeout)
         ring = self._outgoing
-        with self._writing:
+        with ring:
             self._check_open()
             if not ring.wait(1, self._first(timeout)):
                 self._go_on(ring, lambda left: ring.wait(1, left), deadline)
@@ -244,9 +179,9 @@ class Vchan:
 
     def commit(self, count: int) -> None:
         """Have written the next `count` bytes: the peer may read them. `ValueError` for more than were free."""
-        with self._writing:
-            self._check_open()
-            self._outgoing.commit(count)
+        self._check_open()
+        with self._outgoing as ring:
+            ring.commit(count)
 
     def close(self) -> None:
         """Close this end; the peer reads what was written to the end. A second time does nothing.
@@ -258,12 +193,14 @@ class Vchan:
         with self._closing:
             self._ended = True
             try:
-                self._doorbell.wake()  # who waits, and who waits for that one's turn, sees that it has ended
-                with self._reading, self._writing:
+                self._doorbell.stop(True)  # who waits, and who waits for that one's turn, sees that it has ended
+                with self._incoming, self._outgoing:
                     self._channel.close()
             except BaseException:
                 self._ended = self._channel.closed
+                self._doorbell.stop(self._ended)
                 raise
+            self._doorbell.close()
             self._held.close()
 
     def __enter__(self) -> Self:
@@ -285,7 +222,7 @@ class Vchan:
         state = "closed" if self.closed else "open" if self._channel.is_open else "left by the peer"
         return f"<Vchan {role} to domain {self.domid} at {self.path}, {state}>"
 
-    # Waiting. `_native` does it, in one call where nothing comes between.
+    # Waiting. `_native.Stream` does it, in one call where nothing comes between; else these go on.
 
     def _first(self, timeout: float | None) -> float | None:
         """How long the first try may wait: with a peer to ask after, not for ever."""
@@ -312,6 +249,18 @@ class Vchan:
         if not sent:
             raise self._peer_closed()
         return done
+
+    def _receive_on(self, most: int, whole: bool, deadline: float | None) -> bytes:
+        ring = self._incoming
+        data = self._go_on(ring, lambda left: ring.receive(most, whole, left), deadline)
+        if data is None and whole:
+            raise self._peer_closed()
+        return data or b""
+
+    def _receive_into_on(self, buffer: Buffer, deadline: float | None) -> int:
+        ring = self._incoming
+        self._go_on(ring, lambda left: ring.receive_into(buffer, left) >= 0, deadline)
+        return ring.moved
 
     def _go_on(
         self, ring: RingReader | RingWriter, again: Callable[[float | None], T], deadline: float | None

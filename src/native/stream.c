@@ -1,0 +1,322 @@
+/* Stream: both ends of a vchan together, as a class's base that moves bytes with nothing of Python between the caller and
+ * the ring. What is unusual (the peer went, the time is out, a signal came, somebody woke us) goes to methods of the
+ * subclass, which looks at the ring's `outcome` and goes on, or raises. And Turn, which both share.
+ */
+
+#include "native.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* ---- Turns --------------------------------------------------------------------------------------------- */
+
+int
+take_turn(Turn *turn)
+{
+    uintptr_t self = (uintptr_t)pthread_self();
+    if (__atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
+        turn->depth++;
+        return 0;
+    }
+    uint32_t expected = 0;
+    if (!__atomic_compare_exchange_n(&turn->state, &expected, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+        while (__atomic_exchange_n(&turn->state, 2, __ATOMIC_ACQUIRE) != 0) {
+            int error;
+            Py_BEGIN_ALLOW_THREADS
+            error = syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0) < 0 ? errno : 0;
+            Py_END_ALLOW_THREADS
+            if (error == EINTR && PyErr_CheckSignals() < 0)
+                return -1;
+        }
+    }
+    __atomic_store_n(&turn->owner, self, __ATOMIC_RELAXED);
+    turn->depth = 1;
+    return 0;
+}
+
+void
+end_turn(Turn *turn)
+{
+    if (--turn->depth > 0)
+        return;
+    __atomic_store_n(&turn->owner, 0, __ATOMIC_RELAXED);
+    if (__atomic_exchange_n(&turn->state, 0, __ATOMIC_RELEASE) == 2)
+        syscall(SYS_futex, &turn->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* ---- Made and destroyed -------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Ring *incoming;
+    Ring *outgoing;
+    uint64_t patience; /* nanoseconds that the first try waits at most */
+} Stream;
+
+/* What __new__ is given is for the subclass's __init__. */
+static PyObject *
+stream_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    Stream *self = (Stream *)PyType_GenericAlloc(type, 0);
+    if (self != NULL)
+        self->patience = NEVER;
+    return (PyObject *)self;
+}
+
+static int
+stream_init(PyObject *object, PyObject *args, PyObject *Py_UNUSED(kwargs))
+{
+    Stream *self = (Stream *)object;
+    PyObject *incoming, *outgoing, *patience;
+    uint64_t until;
+    if (!PyArg_ParseTuple(args, "OOO:Stream", &incoming, &outgoing, &patience) || parse_timeout(patience, &until) < 0)
+        return -1;
+    if (self->incoming != NULL || !is_ring(incoming, 0) || !is_ring(outgoing, 1)) {
+        PyErr_SetString(PyExc_TypeError, "a Stream is made of a RingReader and a RingWriter, once");
+        return -1;
+    }
+    self->incoming = (Ring *)Py_NewRef(incoming);
+    self->outgoing = (Ring *)Py_NewRef(outgoing);
+    if (until != NEVER)
+        self->patience = until - monotonic_now();
+    return 0;
+}
+
+/* There is no tp_clear, as in held.c. */
+static int
+stream_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Stream *self = (Stream *)object;
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT((PyObject *)self->incoming);
+    Py_VISIT((PyObject *)self->outgoing);
+    return 0;
+}
+
+static void
+stream_dealloc(PyObject *object)
+{
+    Stream *self = (Stream *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    PyObject_GC_UnTrack(object);
+    Py_XDECREF((PyObject *)self->incoming);
+    Py_XDECREF((PyObject *)self->outgoing);
+    PyObject_GC_Del(object);
+    Py_DECREF(type);
+}
+
+/* ---- Calls --------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject *subject; /* NULL where it was left out */
+    uint64_t deadline;
+    uint64_t first; /* of the first try */
+} Call;
+
+/* (subject, timeout=None), each by position or by name. */
+static int
+parse_call(const Stream *self, const char *const names[2], PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
+           Call *call)
+{
+    PyObject *given[2] = {NULL, NULL};
+    Py_ssize_t named = keywords == NULL ? 0 : PyTuple_Size(keywords);
+    if (nargs + named > 2) {
+        PyErr_SetString(PyExc_TypeError, "too many arguments");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        given[i] = args[i];
+    for (Py_ssize_t i = 0; i < named; i++) {
+        PyObject *name = PyTuple_GetItem(keywords, i);
+        int which = PyUnicode_CompareWithASCIIString(name, names[0]) == 0   ? 0
+                    : PyUnicode_CompareWithASCIIString(name, names[1]) == 0 ? 1
+                                                                            : -1;
+        if (which < 0 || given[which] != NULL) {
+            PyErr_Format(PyExc_TypeError, "unexpected keyword argument '%U'", name);
+            return -1;
+        }
+        given[which] = args[nargs + i];
+    }
+    if (self->incoming == NULL) {
+        PyErr_SetString(PyExc_TypeError, "this Stream was not initialised");
+        return -1;
+    }
+    call->subject = given[0];
+    if (parse_timeout(given[1] == NULL ? Py_None : given[1], &call->deadline) < 0)
+        return -1;
+    call->first = call->deadline;
+    if (self->patience != NEVER) {
+        uint64_t soon = monotonic_now() + self->patience;
+        if (soon < call->first)
+            call->first = soon;
+    }
+    return 0;
+}
+
+static int
+check_subject(const Call *call, const char *name)
+{
+    if (call->subject != NULL)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "missing required argument '%s'", name);
+    return -1;
+}
+
+/* As time.monotonic() has it, or None. */
+static PyObject *
+deadline_object(const Call *call)
+{
+    return call->deadline == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)call->deadline / 1e9);
+}
+
+static PyObject *
+write_all(Stream *self, const Call *call, int whole)
+{
+    if (take_turn(&self->outgoing->turn) < 0)
+        return NULL;
+    PyObject *result = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->first);
+    if (result != NULL && PyLong_AsSsize_t(result) < 0) {
+        Py_DECREF(result);
+        PyObject *deadline = deadline_object(call);
+        result = deadline == NULL ? NULL
+                                  : PyObject_CallMethod((PyObject *)self, "_send_on", "OOO", call->subject,
+                                                        whole ? Py_True : Py_False, deadline);
+        Py_XDECREF(deadline);
+    }
+    end_turn(&self->outgoing->turn);
+    return result;
+}
+
+static const char *const data_names[] = {"data", "timeout"};
+static const char *const size_names[] = {"size", "timeout"};
+static const char *const most_names[] = {"most", "timeout"};
+static const char *const buffer_names[] = {"buffer", "timeout"};
+
+static PyObject *
+stream_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    if (parse_call((Stream *)object, data_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "data") < 0)
+        return NULL;
+    PyObject *result = write_all((Stream *)object, &call, 1);
+    if (result == NULL)
+        return NULL;
+    Py_DECREF(result);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+stream_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    if (parse_call((Stream *)object, data_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "data") < 0)
+        return NULL;
+    return write_all((Stream *)object, &call, 0);
+}
+
+static PyObject *
+read_bytes(Stream *self, const Call *call, Py_ssize_t most, int whole)
+{
+    if (take_turn(&self->incoming->turn) < 0)
+        return NULL;
+    PyObject *result = receive_bytes(self->incoming, most, whole, call->first);
+    if (result == Py_None) {
+        Py_DECREF(result);
+        PyObject *deadline = deadline_object(call);
+        result = deadline == NULL ? NULL
+                                  : PyObject_CallMethod((PyObject *)self, "_receive_on", "nOO", most,
+                                                        whole ? Py_True : Py_False, deadline);
+        Py_XDECREF(deadline);
+    }
+    end_turn(&self->incoming->turn);
+    return result;
+}
+
+static PyObject *
+stream_recv(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    Py_ssize_t size;
+    if (parse_call((Stream *)object, size_names, args, nargs, keywords, &call) < 0 ||
+        check_subject(&call, "size") < 0 || parse_offset(call.subject, &size) < 0)
+        return NULL;
+    return read_bytes((Stream *)object, &call, size, 1);
+}
+
+static PyObject *
+stream_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    Py_ssize_t most = 65536;
+    if (parse_call((Stream *)object, most_names, args, nargs, keywords, &call) < 0 ||
+        (call.subject != NULL && parse_offset(call.subject, &most) < 0))
+        return NULL;
+    return read_bytes((Stream *)object, &call, most, 0);
+}
+
+static PyObject *
+stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Stream *self = (Stream *)object;
+    Call call;
+    if (parse_call(self, buffer_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "buffer") < 0 ||
+        take_turn(&self->incoming->turn) < 0)
+        return NULL;
+    PyObject *result = pump_buffer(self->incoming, call.subject, 0, 1, 0, call.first);
+    if (result != NULL && PyLong_AsSsize_t(result) < 0) {
+        Py_DECREF(result);
+        PyObject *deadline = deadline_object(&call);
+        result = deadline == NULL
+                     ? NULL
+                     : PyObject_CallMethod(object, "_receive_into_on", "OO", call.subject, deadline);
+        Py_XDECREF(deadline);
+    }
+    end_turn(&self->incoming->turn);
+    return result;
+}
+
+PyDoc_STRVAR(stream_doc,
+"Stream(incoming, outgoing, patience, /)\n--\n\n"
+"Both ends of a vchan: moves bytes, and waits for them, in one call each. Whatever keeps it from that, and a wait of\n"
+"more than `patience` seconds (None: for ever), goes to the subclass's `_send_on(data, whole, deadline)`,\n"
+"`_receive_on(most, whole, deadline)` or `_receive_into_on(buffer, deadline)`, which return what the call is to return.");
+
+#define CALL(NAME, FUNCTION, SIGNATURE, DOC)                                                                 \
+    {NAME, (PyCFunction)(void (*)(void))FUNCTION, METH_FASTCALL | METH_KEYWORDS, NAME "($self, " SIGNATURE ")\n--\n\n" DOC}
+
+static PyMethodDef stream_methods[] = {
+    CALL("send", stream_send, "data, timeout=None",
+         "Write all of `data` at once, when there is room for it. ValueError where the ring is smaller.\n\n"
+         "PeerClosed where the peer has closed. A TimeoutError means that nothing was written."),
+    CALL("recv", stream_recv, "size, timeout=None",
+         "Read exactly `size` bytes, when they are there. ValueError where the ring is smaller.\n\n"
+         "PeerClosed where the peer has closed and left fewer; `read` still gives those."),
+    CALL("write", stream_write, "data, timeout=None",
+         "Write all of `data`; less only where the time was out, and then how many bytes: at least 1.\n\n"
+         "PeerClosed where the peer has closed."),
+    CALL("read", stream_read, "most=65536, timeout=None",
+         "Read what is there, at most `most` bytes, waiting for one at least; b\"\" where the peer has closed."),
+    CALL("readinto", stream_readinto, "buffer, timeout=None",
+         "As `read`, into a buffer: how many bytes, 0 where the peer has closed."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot stream_slots[] = {
+    {Py_tp_doc, (void *)stream_doc},
+    {Py_tp_new, stream_new},
+    {Py_tp_init, stream_init},
+    {Py_tp_dealloc, stream_dealloc},
+    {Py_tp_traverse, stream_traverse},
+    {Py_tp_methods, stream_methods},
+    {0, NULL},
+};
+
+PyType_Spec stream_spec = {
+    .name = "xengrant._native.Stream",
+    .basicsize = sizeof(Stream),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = stream_slots,
+};
