@@ -130,3 +130,13 @@ def test_more_segments_than_one_request_carries(opened: Open) -> None:
     assert set(statuses[PAGE_SIZE:]) == {grant_table.GNTST_GENERAL_ERROR}
     assert b"".join(got[:PAGE_SIZE]) == page[:]
     page.close()
+
+
+def test_a_refused_segment_leaves_what_the_one_before_it_copied(opened: Open) -> None:
+    """Xen copies one after the other, and memory that a refused one names is not touched, whatever it holds by then."""
+    (ref,), page = share(opened(1, "gntalloc"), 2)
+    page[:8] = b"granted!"
+    got = bytearray(b"before--")
+    assert copy(opened(2, "gntdev"), [((ref, 0, 1), got, 8), ((ref + 1, 0, 1), got, 8)]) == [0, -1]
+    assert got == b"granted!"
+    page.close()

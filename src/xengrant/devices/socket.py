@@ -16,10 +16,12 @@ import warnings
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from xengrant.abi import gntalloc, gntdev
+from xengrant.abi.grant_table import GNTST_OKAY
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.devices import Device, Pointer, System, wire
 from xengrant.devices.client import Client, Reply, ask
@@ -362,20 +364,29 @@ class GntdevDevice(SocketDevice):
         """In as many requests as it takes: Linux, too, goes through the segments one by one until one is wrong."""
         count, size = gntdev.copy_count(arg), gntdev.SEGMENT_SIZE
         table = next((p.target for p in pointers if p.holder is arg and p.at == gntdev.COPY_SEGMENTS_POINTER), None)
-        if count <= wire.MAX_SEGMENTS or not isinstance(table, bytearray):
+        if not isinstance(table, bytearray):
             return super().ioctl(gntdev.GRANT_COPY, arg, pointers)
         local: defaultdict[int, list[Pointer]] = defaultdict(list)
         for pointer in pointers:
             if pointer.holder is table:
                 local[pointer.at // (wire.MAX_SEGMENTS * size)].append(pointer)
-        for number, first in enumerate(range(0, count, wire.MAX_SEGMENTS)):
+        for number, first in enumerate(range(0, max(count, 1), wire.MAX_SEGMENTS)):
             start, end = first * size, min(first + wire.MAX_SEGMENTS, count) * size
             part, part_arg = table[start:end], gntdev.pack_copy((end - start) // size)
             moved = [Pointer(part, p.at - start, p.target, p.direction) for p in local[number]]
-            segments = Pointer(part_arg, gntdev.COPY_SEGMENTS_POINTER, part, "inout")
-            super().ioctl(gntdev.GRANT_COPY, part_arg, [segments, *moved])
+            self._copy_segments(part_arg, part, moved)
             table[start : start + len(part)] = part
         return 0
+
+    def _copy_segments(self, arg: bytearray, table: bytearray, local: Sequence[Pointer]) -> None:
+        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first."""
+        dests = {p.at: memoryview(p.target).cast("B") for p in local if p.direction == "out"}
+        came = [replace(p, target=bytearray(dests[p.at].nbytes)) if p.at in dests else p for p in local]
+        segments = Pointer(arg, gntdev.COPY_SEGMENTS_POINTER, table, "inout")
+        super().ioctl(gntdev.GRANT_COPY, arg, [segments, *came])
+        for pointer in came:
+            if pointer.at in dests and gntdev.segment_status(table, pointer.at // gntdev.SEGMENT_SIZE) == GNTST_OKAY:
+                dests[pointer.at][:] = pointer.target
 
     def _offset_for_vaddr(self, arg: bytearray) -> int:
         vaddr = gntdev.unpack_offset(arg)

@@ -110,7 +110,7 @@ class Offsets(Case):
 
 
 class EachHasItsStatus(Case):
-    """Each segment has its own status: bad ones are refused beside good ones that are copied"""
+    """Each segment has its own status: bad ones are refused beside good ones and leave memory as it is"""
 
     source = f"{COPY}: one status for each operation"
     peer = "granter"
@@ -124,14 +124,15 @@ class EachHasItsStatus(Case):
     def mapper(self, here: Here) -> None:
         good = here.offered()[0]
         sources = [good, Grant(here.other, 0xFFFFFFF0), Grant(30003, 8), Grant(here.other, 5), good]
-        into = [bytearray(8) for _ in sources]
+        before = b"before\0!"
+        into = [bytearray(before) for _ in sources]
         with here.domain.gnttab() as gnttab:
             statuses = gnttab.copy(
                 [CopySegment(source, dest, 8) for source, dest in zip(sources, into, strict=True)]
             )
         equal(statuses, [0, -3, -2, -1, 0], "the statuses")
         first = here.noise(PAGE_SIZE)[:8]
-        equal([bytes(dest) for dest in into], [first, bytes(8), bytes(8), bytes(8), first], "what was copied")
+        equal([bytes(dest) for dest in into], [first, before, before, before, first], "what was copied")
         here.tell("copied")
 
 
