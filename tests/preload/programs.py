@@ -73,10 +73,11 @@ class Preload:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **self.environment(url), **environment},
+            cwd=TESTS.parent,
         )
 
     def environment(self, url: str) -> Mapping[str, str]:
-        return {"LD_PRELOAD": str(self._library), "XENGRANT_URL": url, "XENSTORED_PATH": XENBUS}
+        return {"LD_PRELOAD": str(self._library), "XENGRANT_PRELOAD_URL": url, "XENSTORED_PATH": XENBUS}
 
 
 class Actor:

@@ -18,7 +18,7 @@ enum { VERSION = 1, FDS_PER_BATCH = 250, FDS_PER_MESSAGE = 253, MAX_BODY = 8 << 
 
 int machine_is_named(void)
 {
-    const char *url = getenv("XENGRANT_URL");
+    const char *url = getenv("XENGRANT_PRELOAD_URL");
 
     return url && !strncmp(url, "embedded:", 9);
 }
@@ -43,12 +43,12 @@ static void unquote(char *text)
 /* The directory, which the caller frees, and the domid. */
 static char *parse_url(unsigned *domid)
 {
-    const char *url = getenv("XENGRANT_URL");
+    const char *url = getenv("XENGRANT_PRELOAD_URL");
     const char *query = strchr(url, '?');
     char *directory = strndup(url + 9, query ? (size_t)(query - url) - 9 : 0);
 
     if (!directory || !*directory || sscanf(query, "?domid=%u", domid) != 1)
-        give_up("XENGRANT_URL is %s, where embedded:DIRECTORY?domid=N is needed", url);
+        give_up("XENGRANT_PRELOAD_URL is %s, where embedded:DIRECTORY?domid=N is needed", url);
     unquote(directory);
     return directory;
 }

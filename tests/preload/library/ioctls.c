@@ -104,32 +104,23 @@ static int alloc_readonly(struct file *file, struct ioctl_gntalloc_alloc_gref *a
     return result;
 }
 
-/* The local side of a segment, NULL for a grant. */
-static void *local_side(const struct ioctl_gntdev_grant_copy *copy, uint32_t i, int is_dest)
-{
-    const struct gntdev_grant_copy_segment *segment = &copy->segments[i];
+typedef void Each(void *what, const struct ioctl_gntdev_grant_copy *copy, uint32_t i, int is_dest, void *local);
 
-    if (segment->flags & (is_dest ? DEST_IS_GRANT : SOURCE_IS_GRANT))
-        return NULL;
-    return is_dest ? segment->dest.virt : segment->source.virt;
-}
-
-/* Call `each` for the local sides of all segments, in the order of the wire. */
-static uint32_t for_local_sides(const struct ioctl_gntdev_grant_copy *copy, void *what,
-                                void (*each)(void *what, const struct ioctl_gntdev_grant_copy *copy, uint32_t i,
-                                             int is_dest, void *local))
+/* Call `each` for the local side of every segment, in the order of the wire, and say how many there are. */
+static uint32_t for_local_sides(const struct ioctl_gntdev_grant_copy *copy, void *what, Each *each)
 {
     uint32_t count = 0;
 
-    for (uint32_t i = 0; i < copy->count; i++)
+    for (uint32_t i = 0; i < copy->count; i++) {
+        const struct gntdev_grant_copy_segment *segment = &copy->segments[i];
         for (int is_dest = 0; is_dest < 2; is_dest++) {
-            void *local = local_side(copy, i, is_dest);
-            if (!local)
+            if (segment->flags & (is_dest ? DEST_IS_GRANT : SOURCE_IS_GRANT))
                 continue;
             count++;
             if (each)
-                each(what, copy, i, is_dest, local);
+                each(what, copy, i, is_dest, is_dest ? segment->dest.virt : segment->source.virt);
         }
+    }
     return count;
 }
 
@@ -141,8 +132,7 @@ static void add_pointer(void *what, const struct ioctl_gntdev_grant_copy *copy, 
         .holder = 1,
         .at = i * (uint32_t)sizeof *copy->segments + side,
         .length = copy->segments[i].len,
-        /* In, too, since where the copy fails the memory is to stay as it is. */
-        .direction = is_dest ? INOUT : IN,
+        .direction = is_dest ? OUT : IN,
     };
 
     (void)local;
@@ -151,8 +141,8 @@ static void add_pointer(void *what, const struct ioctl_gntdev_grant_copy *copy, 
 
 static void add_bytes(void *what, const struct ioctl_gntdev_grant_copy *copy, uint32_t i, int is_dest, void *local)
 {
-    (void)is_dest;
-    add(what, local, copy->segments[i].len);
+    if (!is_dest)
+        add(what, local, copy->segments[i].len);
 }
 
 static void take_bytes(void *what, const struct ioctl_gntdev_grant_copy *copy, uint32_t i, int is_dest, void *local)
@@ -161,7 +151,8 @@ static void take_bytes(void *what, const struct ioctl_gntdev_grant_copy *copy, u
 
     if (!is_dest)
         return;
-    give_back(local, *at, copy->segments[i].len);
+    if (copy->segments[i].status == 0) /* what was refused leaves the memory as it is */
+        give_back(local, *at, copy->segments[i].len);
     *at += copy->segments[i].len;
 }
 

@@ -6,12 +6,13 @@
  * process is done here as src/xengrant/devices/socket.py and socket_events.py do it: memory is mapped from the
  * descriptors that come, the offset of an address is looked up, and everything about a bound port is done on its socket.
  *
- * XENGRANT_URL, embedded:DIRECTORY?domid=N, says which machine and domain. XENGRANT_IOCTL_LOG names a file to which
+ * XENGRANT_PRELOAD_URL, embedded:DIRECTORY?domid=N, says which machine and domain. (XENGRANT_URL is Python's: a program
+ * of xengrant's that has none takes the kernel's devices, and they are these.) XENGRANT_IOCTL_LOG names a file to which
  * each call is appended (log.c).
  *
- * Not translated: dup, fork (a child has the parent's connections), a part of a mapping unmapped, which ends the
- * program, and a descriptor that arrives from elsewhere. A blocking read of evtchn ends with EINTR after every signal,
- * since poll does, where Linux goes on after a handler with SA_RESTART.
+ * Not translated: dup; a descriptor that arrives from elsewhere; a part of a mapping unmapped, which ends the program. A
+ * forked child has none of its parent's files, where Linux would let it share them. A blocking read of evtchn ends with
+ * EINTR after every signal, since poll does, where Linux goes on after a handler with SA_RESTART.
  */
 #define _GNU_SOURCE
 #include "preload.h"
@@ -104,6 +105,44 @@ static struct file *file_of(int fd)
     return file;
 }
 
+/* In a forked child: what it closes and unmaps is then no affair of the machine's. */
+static void forget_file(struct file *file)
+{
+    if (file->connection >= 0)
+        real_close(file->connection);
+    file->connection = -1;
+    evtchn_close(file);
+}
+
+static void lock_all(void)
+{
+    pthread_mutex_lock(&files_lock);
+    lock_regions();
+}
+
+static void unlock_all(void)
+{
+    unlock_regions();
+    pthread_mutex_unlock(&files_lock);
+}
+
+static void forget_all(void)
+{
+    forget_regions(forget_file);
+    for (int fd = 0; fd < MOST_DESCRIPTORS; fd++)
+        if (files[fd]) {
+            forget_file(files[fd]);
+            files[fd] = NULL;
+        }
+    unlock_all();
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+    if (pthread_atfork(lock_all, unlock_all, forget_all))
+        give_up("no memory");
+}
+
 /* ---- What programs call --------------------------------------------------------------------------------- */
 
 /* The device that a path names, where a machine is to serve it. */
@@ -146,13 +185,15 @@ static int open_device(const char *device, int flags)
     *file = (struct file){.device = device, .connection = connection, .users = 1};
     pthread_mutex_init(&file->requests, NULL);
     pthread_mutex_init(&file->ports_lock, NULL);
-    /* The mappings outlive the program's descriptor, so the connection is another one. */
-    file->descriptor = strcmp(device, "evtchn") ? fcntl(connection, F_DUPFD_CLOEXEC, 0) : evtchn_open(file);
+    /* The mappings outlive the program's descriptor, and its flags are no affair of the connection's, so they are two
+     * files. /dev/null polls as a device does that has no poll. */
+    file->descriptor = strcmp(device, "evtchn") ? open("/dev/null", O_RDWR | O_CLOEXEC) : evtchn_open(file);
     if (file->descriptor < 0 || set_flags(file->descriptor, flags) < 0)
         give_up("%s: %s", device, strerror(errno));
     if (file->descriptor >= MOST_DESCRIPTORS)
         give_up("descriptor %d is more than there is room for", file->descriptor);
-    log_call(file, "\"call\": \"open\", \"cloexec\": %s", flags & O_CLOEXEC ? "true" : "false");
+    log_call(file, "\"call\": \"open\", \"cloexec\": %s, \"nonblock\": %s", flags & O_CLOEXEC ? "true" : "false",
+             flags & O_NONBLOCK ? "true" : "false");
     pthread_mutex_lock(&files_lock);
     __atomic_store_n(&files[file->descriptor], file, __ATOMIC_RELEASE);
     pthread_mutex_unlock(&files_lock);

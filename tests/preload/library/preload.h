@@ -70,6 +70,9 @@ void place_waiting(struct file *file, uint64_t cookie, uint64_t offset);
 void forget_waiting(struct file *file, uint64_t cookie, uint64_t offset);
 void *file_mmap(struct file *file, void *hint, size_t length, int protection, int flags, uint64_t offset);
 int unmap_region(char *address, size_t length, int *result);
+void lock_regions(void);
+void unlock_regions(void);
+void forget_regions(void (*forget)(struct file *file));
 int find_region(struct file *file, uint64_t address, uint64_t *offset, uint32_t *pages);
 
 /* evtchn.c */

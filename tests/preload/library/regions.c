@@ -18,6 +18,23 @@ static void link_region(struct region *region)
     pthread_mutex_unlock(&regions_lock);
 }
 
+/* Around a fork, and what the child does. */
+void lock_regions(void)
+{
+    pthread_mutex_lock(&regions_lock);
+}
+
+void unlock_regions(void)
+{
+    pthread_mutex_unlock(&regions_lock);
+}
+
+void forget_regions(void (*forget)(struct file *file))
+{
+    for (; regions; regions = regions->next)
+        forget(regions->file);
+}
+
 /* Take out the region at `link`; the lock is held. */
 static struct region *unlink_region(struct region **link)
 {
