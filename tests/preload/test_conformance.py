@@ -17,7 +17,7 @@ pytestmark = need()
 # What no preload library serves: /sys/module and /dev/kmsg.
 NOT_HERE = "share.limit_is_named,share.whole_limit"
 
-SUITE = 120.0  # seconds, where it takes some fifteen
+SUITE = 240.0  # seconds, where it takes some fifteen
 
 
 def selftest(preload: Preload, machine: Machine, domid: int, *options: str) -> subprocess.Popen[str]:
