@@ -1,10 +1,11 @@
-"""libxenvchan with itself, each end a process of its own, on an embedded machine: no Python takes part in the vchan."""
+"""libxenvchan with itself and with xengrant.vchan, each end a process of its own, on an embedded machine."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import xengrant
 from xengrant.embedded import Machine
 
-from .programs import LONG, Preload, need
+from .programs import LONG, TESTS, Preload, need
 
 pytestmark = need()
 
@@ -24,13 +25,20 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(machine: Machine, preload: Preload) -> Iterator[Start]:
-    """Starts `vchan_peer` as a server in domain 1, or as its client."""
+    """Starts `vchan_peer` as a server in domain 1, or as its client: the one in C, or Python's."""
     with contextlib.ExitStack() as stack:
 
-        def start(role: str, read: int, write: int, *mode: object, client: int = 2) -> subprocess.Popen[str]:
+        def start(
+            role: str, read: int, write: int, *mode: object, client: int = 2, python: bool = False
+        ) -> subprocess.Popen[str]:
             here, peer = (1, client) if role == "server" else (client, 1)
-            words = [preload.vchan_peer, role, peer, PATH, read, write, *mode]
-            process = preload.start(list(map(str, words)), machine.url(here), VCHAN_PEER_TIMEOUT=str(int(LONG / 2)))
+            program = [sys.executable, TESTS.parent / "lab" / "vchan_peer.py"] if python else [preload.vchan_peer]
+            process = preload.start(
+                list(map(str, [*program, role, peer, PATH, read, write, *mode])),
+                machine.url(here),
+                VCHAN_PEER_TIMEOUT=str(int(LONG / 2)),
+                **({"LD_PRELOAD": "", "XENGRANT_URL": machine.url(here)} if python else {}),
+            )
             stack.enter_context(process)
             stack.callback(process.kill)
             return process
@@ -121,6 +129,27 @@ def test_ping_pong(start: Start, active: str, size: int) -> None:
     ends = [server, client] if active == "server" else [client, server]
     assert finished(ends[0]).startswith(f"rounds 200 bytes {size} seconds ")
     assert finished(ends[1]) == f"echoed {200 * size}"
+
+
+@pytest.mark.parametrize("closes", ["server", "client"])
+@pytest.mark.parametrize(("read", "write"), [(1024, 1024), (2048, 2048), (4096, 4096), (65536, 65536), (1024, 65536)])
+@pytest.mark.parametrize("c_role", ["server", "client"])
+def test_a_pattern_crosses_between_c_and_python(start: Start, c_role: str, read: int, write: int, closes: str) -> None:
+    there, back = MIB + 1, MIB // 2 + 77
+    server = start("server", read, write, "transfer", back, there, 99, closes, python=c_role != "server")
+    client = start("client", read, write, "transfer", there, back, 99, closes, python=c_role != "client")
+    assert finished(client).startswith(f"sent {there} received {back} seconds ")
+    assert finished(server).startswith(f"sent {back} received {there} seconds ")
+
+
+@pytest.mark.parametrize("c_role", ["server", "client"])
+@pytest.mark.parametrize("active", ["server", "client"])
+def test_ping_pong_between_c_and_python(start: Start, c_role: str, active: str) -> None:
+    modes = {active: ("pingpong", 100, 1000)}
+    server = start("server", 4096, 4096, *modes.get("server", ("echo",)), python=c_role != "server")
+    client = start("client", 4096, 4096, *modes.get("client", ("echo",)), python=c_role != "client")
+    assert finished(server if active == "server" else client).startswith("rounds 100 bytes 1000 seconds ")
+    assert finished(client if active == "server" else server) == "echoed 100000"
 
 
 def test_dom0_is_a_client_of_a_guest(start: Start) -> None:
