@@ -300,7 +300,7 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.notifies_when_asked": M(
         "vchan/endpoint.py",
         "    def data_ready(self)",
-        "    def send(self, data, timeout=None):\n        super().send(data, timeout)\n        self._doorbell.ring()\n\n"
+        "    def send(self, data):\n        super().send(data)\n        self._doorbell.ring()\n\n"
         "    def data_ready(self)",
     ),
     "vchan.persistent_server": M(
