@@ -47,14 +47,19 @@ parse_timeout(PyObject *timeout, uint64_t *deadline)
     return 0;
 }
 
-/* What is left until the deadline; NULL for ever. */
+/* How long a wait may last; NULL for ever. Where only patience ends it the clock is not read: in a PV domain that is a
+ * system call. */
 static struct timespec *
-time_left(uint64_t deadline, struct timespec *left)
+time_left(const Doorbell *self, uint64_t deadline, struct timespec *left)
 {
-    if (deadline == NEVER)
+    uint64_t rest = self->patience;
+    if (deadline != NEVER) {
+        uint64_t now = monotonic_now();
+        uint64_t until = deadline > now ? deadline - now : 0;
+        rest = until < rest ? until : rest;
+    }
+    if (rest == NEVER)
         return NULL;
-    uint64_t now = monotonic_now();
-    uint64_t rest = deadline > now ? deadline - now : 0;
     left->tv_sec = (time_t)(rest / 1000000000u);
     left->tv_nsec = (long)(rest % 1000000000u);
     return left;
@@ -103,7 +108,7 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     int waker = hold_descriptor(self->waker);
     struct pollfd polled[] = {{bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
     struct timespec left;
-    int count = ppoll(polled, life < 0 ? 2 : 3, time_left(deadline, &left), NULL);
+    int count = ppoll(polled, life < 0 ? 2 : 3, time_left(self, deadline, &left), NULL);
     Waited result = CHANGED;
     if (count < 0)
         result = INTERRUPTED;
@@ -135,7 +140,7 @@ follow(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
     struct timespec left;
     __atomic_fetch_add(&self->followers, 1, __ATOMIC_SEQ_CST);
-    long result = syscall(SYS_futex, &self->changes, FUTEX_WAIT_PRIVATE, seen, time_left(deadline, &left), NULL, 0);
+    long result = syscall(SYS_futex, &self->changes, FUTEX_WAIT_PRIVATE, seen, time_left(self, deadline, &left), NULL, 0);
     int error = result < 0 ? errno : 0;
     __atomic_fetch_sub(&self->followers, 1, __ATOMIC_SEQ_CST);
     return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? TIMED_OUT : CHANGED;
@@ -188,6 +193,7 @@ doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->waker = (Descriptor *)waker;
+    self->patience = NEVER;
     self->bell = (Descriptor *)Py_NewRef(bell);
     self->life = life == Py_None ? NULL : (Descriptor *)Py_NewRef(life);
     self->is_kernels = port >= 0;
@@ -300,6 +306,27 @@ doorbell_get_wakes(PyObject *object, void *Py_UNUSED(closure))
     return PyLong_FromUnsignedLong(__atomic_load_n(&((Doorbell *)object)->wakes, __ATOMIC_SEQ_CST));
 }
 
+static int
+doorbell_set_patience(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
+{
+    uint64_t until;
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "patience cannot be deleted");
+        return -1;
+    }
+    if (parse_timeout(value, &until) < 0)
+        return -1;
+    ((Doorbell *)object)->patience = until == NEVER ? NEVER : until - monotonic_now();
+    return 0;
+}
+
+static PyObject *
+doorbell_get_patience(PyObject *object, void *Py_UNUSED(closure))
+{
+    uint64_t patience = ((Doorbell *)object)->patience;
+    return patience == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)patience / 1e9);
+}
+
 PyDoc_STRVAR(doorbell_doc,
 "Doorbell(bell, port, life, /)\n--\n\n"
 "An event channel port to ring and to wait on. `bell` is the Descriptor of an evtchn device, of which this takes every\n"
@@ -323,6 +350,8 @@ static PyMethodDef doorbell_methods[] = {
 
 static PyGetSetDef doorbell_getset[] = {
     {"changes", doorbell_get_changes, NULL, "Counts events and wakes, some twice, modulo 2**32.", NULL},
+    {"patience", doorbell_get_patience, doorbell_set_patience,
+     "Seconds after which a wait without an event ends as one whose time is out, whatever its timeout; None for none.", NULL},
     {"wakes", doorbell_get_wakes, NULL, "How often `wake` was called, modulo 2**32.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -92,6 +92,7 @@ typedef struct {
     uint32_t led;       /* 1 while a thread polls */
     uint32_t wakes;     /* counts calls of wake() */
     uint32_t stopped;   /* 1 where nobody is to wait */
+    uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
 } Doorbell;
 
 extern PyType_Spec doorbell_spec;

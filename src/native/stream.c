@@ -53,26 +53,21 @@ typedef struct {
     PyObject_HEAD
     Ring *incoming;
     Ring *outgoing;
-    uint64_t patience; /* nanoseconds that the first try waits at most */
 } Stream;
 
 /* What __new__ is given is for the subclass's __init__. */
 static PyObject *
 stream_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
 {
-    Stream *self = (Stream *)PyType_GenericAlloc(type, 0);
-    if (self != NULL)
-        self->patience = NEVER;
-    return (PyObject *)self;
+    return PyType_GenericAlloc(type, 0);
 }
 
 static int
 stream_init(PyObject *object, PyObject *args, PyObject *Py_UNUSED(kwargs))
 {
     Stream *self = (Stream *)object;
-    PyObject *incoming, *outgoing, *patience;
-    uint64_t until;
-    if (!PyArg_ParseTuple(args, "OOO:Stream", &incoming, &outgoing, &patience) || parse_timeout(patience, &until) < 0)
+    PyObject *incoming, *outgoing;
+    if (!PyArg_ParseTuple(args, "OO:Stream", &incoming, &outgoing))
         return -1;
     if (self->incoming != NULL || !is_ring(incoming, 0) || !is_ring(outgoing, 1)) {
         PyErr_SetString(PyExc_TypeError, "a Stream is made of a RingReader and a RingWriter, once");
@@ -80,8 +75,6 @@ stream_init(PyObject *object, PyObject *args, PyObject *Py_UNUSED(kwargs))
     }
     self->incoming = (Ring *)Py_NewRef(incoming);
     self->outgoing = (Ring *)Py_NewRef(outgoing);
-    if (until != NEVER)
-        self->patience = until - monotonic_now();
     return 0;
 }
 
@@ -113,7 +106,6 @@ stream_dealloc(PyObject *object)
 typedef struct {
     PyObject *subject; /* NULL where it was left out */
     uint64_t deadline;
-    uint64_t first; /* of the first try */
 } Call;
 
 /* (subject, timeout=None), each by position or by name. */
@@ -145,15 +137,7 @@ parse_call(const Stream *self, const char *const names[2], PyObject *const *args
         return -1;
     }
     call->subject = given[0];
-    if (parse_timeout(given[1] == NULL ? Py_None : given[1], &call->deadline) < 0)
-        return -1;
-    call->first = call->deadline;
-    if (self->patience != NEVER) {
-        uint64_t soon = monotonic_now() + self->patience;
-        if (soon < call->first)
-            call->first = soon;
-    }
-    return 0;
+    return parse_timeout(given[1] == NULL ? Py_None : given[1], &call->deadline);
 }
 
 static int
@@ -177,7 +161,7 @@ write_all(Stream *self, const Call *call, int whole)
 {
     if (take_turn(&self->outgoing->turn) < 0)
         return NULL;
-    PyObject *result = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->first);
+    PyObject *result = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->deadline);
     if (result != NULL && PyLong_AsSsize_t(result) < 0) {
         Py_DECREF(result);
         PyObject *deadline = deadline_object(call);
@@ -222,7 +206,7 @@ read_bytes(Stream *self, const Call *call, Py_ssize_t most, int whole)
 {
     if (take_turn(&self->incoming->turn) < 0)
         return NULL;
-    PyObject *result = receive_bytes(self->incoming, most, whole, call->first);
+    PyObject *result = receive_bytes(self->incoming, most, whole, call->deadline);
     if (result == Py_None) {
         Py_DECREF(result);
         PyObject *deadline = deadline_object(call);
@@ -265,7 +249,7 @@ stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObj
     if (parse_call(self, buffer_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "buffer") < 0 ||
         take_turn(&self->incoming->turn) < 0)
         return NULL;
-    PyObject *result = pump_buffer(self->incoming, call.subject, 0, 1, 0, call.first);
+    PyObject *result = pump_buffer(self->incoming, call.subject, 0, 1, 0, call.deadline);
     if (result != NULL && PyLong_AsSsize_t(result) < 0) {
         Py_DECREF(result);
         PyObject *deadline = deadline_object(&call);
@@ -279,9 +263,9 @@ stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObj
 }
 
 PyDoc_STRVAR(stream_doc,
-"Stream(incoming, outgoing, patience, /)\n--\n\n"
-"Both ends of a vchan: moves bytes, and waits for them, in one call each. Whatever keeps it from that, and a wait of\n"
-"more than `patience` seconds (None: for ever), goes to the subclass's `_send_on(data, whole, deadline)`,\n"
+"Stream(incoming, outgoing, /)\n--\n\n"
+"Both ends of a vchan: moves bytes, and waits for them, in one call each. Whatever keeps it from that, and the end of\n"
+"the doorbell's patience, goes to the subclass's `_send_on(data, whole, deadline)`,\n"
 "`_receive_on(most, whole, deadline)` or `_receive_into_on(buffer, deadline)`, which return what the call is to return.");
 
 #define CALL(NAME, FUNCTION, SIGNATURE, DOC)                                                                 \

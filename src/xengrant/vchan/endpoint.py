@@ -67,7 +67,7 @@ class Vchan(Stream):
         path: str,
         peer: Peer | None,
     ) -> None:
-        super().__init__(channel.incoming, channel.outgoing, None if peer is None else _PATIENCE)
+        super().__init__(channel.incoming, channel.outgoing)
         self.path = path
         self._channel = channel
         self._incoming = channel.incoming
@@ -77,6 +77,8 @@ class Vchan(Stream):
         self._port = port
         self._held = held
         self._peer = peer
+        if peer is not None:
+            self._doorbell.patience = _PATIENCE
         self._ended = False  # or is being closed
         self._closing = threading.RLock()
 
@@ -152,7 +154,7 @@ class Vchan(Stream):
         ring = self._incoming
         with ring:
             self._check_open()
-            if not ring.wait(1, self._first(timeout)):
+            if not ring.wait(1, timeout):
                 self._go_on(ring, lambda left: ring.wait(1, left), deadline)
             return self._channel.peek()
 
@@ -171,7 +173,7 @@ class Vchan(Stream):
         ring = self._outgoing
         with ring:
             self._check_open()
-            if not ring.wait(1, self._first(timeout)):
+            if not ring.wait(1, timeout):
                 self._go_on(ring, lambda left: ring.wait(1, left), deadline)
             if not self._channel.is_open:
                 raise self._peer_closed()
@@ -223,12 +225,6 @@ class Vchan(Stream):
         return f"<Vchan {role} to domain {self.domid} at {self.path}, {state}>"
 
     # Waiting. `_native.Stream` does it, in one call where nothing comes between; else these go on.
-
-    def _first(self, timeout: float | None) -> float | None:
-        """How long the first try may wait: with a peer to ask after, not for ever."""
-        if self._peer is None:
-            return timeout
-        return _PATIENCE if timeout is None else min(timeout, _PATIENCE)
 
     def _send_on(self, data: Buffer, whole: bool, deadline: float | None) -> int:
         ring = self._outgoing
@@ -304,10 +300,10 @@ class Vchan(Stream):
                     peer.check()
                 if outcome == _LATE and left == 0:
                     raise TimeoutError(f"domain {self.domid} {late} {self.path} in time")
-                if outcome == _LATE and peer is not None:
+                if outcome == _LATE and peer is not None and not listening:
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
                     listening = True
-                outcome = wait(left if listening else self._first(left))
+                outcome = wait(left)
             return outcome
         finally:
             if peer is not None and listening:
