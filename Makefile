@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen test-xen-long mutants bench bench-table screenshots wheel clean
+.PHONY: help demo test lint test-xen test-xen-long mutants bench bench-table bench-vchan screenshots wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,14 +31,19 @@ mutants: $(READY)  ## break the code once for each conformance case and see the 
 test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
 	$(BIN)/python -m lab test
 
-test-xen-long: $(READY)  ## what takes minutes: a peer that maps against a granter that revokes, 1,000,000 rounds
+test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, liars for 10 minutes each
 	XENGRANT_RACE_ROUNDS=1000000 $(BIN)/pytest --durations=0 tests/grant_table/test_races.py
+	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
+	XENGRANT_FUZZ_S=600 $(BIN)/pytest --durations=0 tests/vchan/test_lies.py
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
 
 bench-table: $(READY)  ## references and full grant tables, with no Xen
 	$(BIN)/python -m benchmarks.grant_table
+
+bench-vchan: $(READY)  ## a vchan beside multiprocessing.Pipe, with no Xen
+	$(BIN)/python -m benchmarks.vchan_local
 
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
