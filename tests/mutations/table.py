@@ -279,9 +279,7 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.both_ways_in_any_ring": M(
         "vchan/channel.py", "size if order < abi.PAGE_ORDER else 0", "size if order == abi.SMALL_ORDER else 0"
     ),
-    "vchan.client_before_server": M(
-        "vchan/endpoint.py", "            if left == 0:\n", "            if left is not None:\n"
-    ),
+    "vchan.client_before_server": M("vchan/joining.py", "        if left == 0:\n", "        if left is not None:\n"),
     "vchan.client_closes_first": M(
         "vchan/endpoint.py",
         "        if not sent:\n            raise self._peer_closed()",

@@ -17,9 +17,10 @@ from xengrant._native import Stream
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
-from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed, ProtocolError
+from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.vchan import keys as meeting
-from xengrant.vchan.channel import Channel, attach, offer
+from xengrant.vchan.channel import Channel, offer
+from xengrant.vchan.joining import Joined, joining
 from xengrant.waiting import deadline_after, seconds_until
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ DEFAULT_SIZE = 65536
 _READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
 _AFTER_EVENTS = {0: _WOKEN, 1: _LATE, 2: _WOKEN, 3: _SILENT}
 
-_RETRY = 0.2  # seconds after which keys that led nowhere are tried again, though nothing changed in xenstore
 _PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
 
 
@@ -373,65 +373,34 @@ def connect(
     `XenStoreError`, `InterfaceUnavailable`.
     """
     checked_domid(domid)
-    deadline = deadline_after(timeout)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
         where = meeting.key_path(domid, domain.domid, path)
         channels = held.enter_context(domain.evtchn())
-        channel, port = _meet(domain, channels, domid, where, deadline, timeout, poll)
+        channel, port = _meet(domain, channels, domid, where, timeout, poll)
         peer = peer or _default_peer(domain, domid, held)
         held.callback(port.close)
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
 
 def _meet(
-    domain: Domain,
-    channels: EventChannels,
-    domid: int,
-    where: str,
-    deadline: float | None,
-    timeout: float | None,
-    poll: float,
-) -> tuple[Channel, Port]:
-    failure: Exception | None = None
-    with domain.xenstore() as store, store.watch(where) as watch:
+    domain: Domain, channels: EventChannels, domid: int, where: str, timeout: float | None, poll: float
+) -> Joined[Port]:
+    steps = joining(domain, channels, domid, where, timeout, poll=poll)
+    with contextlib.closing(steps), domain.xenstore() as store, store.watch(where) as watch:
+        keys: meeting.Keys | None = None
         while True:
-            found = meeting.published(store, where)
-            if found is not None:
-                try:
-                    return _connect_to(domain, channels, domid, found, poll)
-                except (InterfaceUnavailable, ProtocolError):
-                    raise
-                except GrantError as error:
-                    failure = error
-            left = seconds_until(deadline)
-            if left == 0:
-                raise no_server(domid, where, timeout, failure)
-            # A port that another client still has comes free, and a page goes, without a word in xenstore.
-            pause = left if failure is None else _RETRY if left is None else min(left, _RETRY)
-            with contextlib.suppress(TimeoutError):
-                watch.wait(pause)
-
-
-def _connect_to(
-    domain: Domain, channels: EventChannels, domid: int, found: meeting.Keys, poll: float
-) -> tuple[Channel, Port]:
-    with ExitStack() as undo:
-        port = undo.enter_context(channels.bind_interdomain(domid, found.event_channel))
-        channel = attach(domain, port, found, poll=poll)
-        undo.callback(channel.close)
-        channel.connect()
-        undo.pop_all()
-        return channel, port
-
-
-def no_server(domid: int, where: str, timeout: float | None, failure: Exception | None) -> TimeoutError:
-    """What `connect` raises when its time is out."""
-    if failure is None:
-        why = f"domain {domid} offers this domain nothing there: start its server, or check path and domid"
-    else:
-        why = f"what domain {domid} offers there leads nowhere ({failure})"
-    return TimeoutError(f"no vchan at {where} in {timeout} seconds: {why}")
+            try:
+                pause = steps.send(keys)
+            except StopIteration as end:
+                joined: Joined[Port] = end.value
+                return joined
+            keys = None
+            if pause is None:
+                keys = meeting.published(store, where)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    watch.wait(pause.seconds)
 
 
 def _default_peer(domain: Domain, domid: int, held: ExitStack) -> Peer | None:
