@@ -238,6 +238,13 @@ class AsyncDomain:
         """As `Domain.xenstore`, with calls that are awaited."""
         return AsyncXenStore(self._open("xenbus"))
 
+    async def domid(self) -> int:
+        """As `Domain.domid`, which waits for xenstore where it was not asked before."""
+        if self._domain._domid is None:
+            async with self.xenstore() as store:
+                self._domain._domid = _parse_domid(await store.read("domid"))
+        return self._domain._domid
+
     async def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
         """As `Domain.find`."""
         async with self.xenstore() as store:

@@ -60,7 +60,7 @@ PUBLIC = [
 METHODS = {
     "Domain": "advertise aio alloc_pages close closed domid evtchn find gntshr gnttab grant_table peer system url "
     "xenstore",
-    "AsyncDomain": "evtchn find peer xenstore",
+    "AsyncDomain": "domid evtchn find peer xenstore",
     "Gntshr": "close closed fileno munmap share_pages try_share_pages",
     "Share": "close closed domid mapping refs writable",
     "Gnttab": "close closed copy fileno map try_map unmap",
