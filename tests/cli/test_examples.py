@@ -39,3 +39,22 @@ def test_a_crash_is_noticed(user: Users) -> None:
     assert watch.line() == "the peer has gone"
     done = watch.ended()
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_http_is_spoken_over_vchan(user: Users) -> None:
+    serve = user(1).example("http_over_vchan.py", "serve", "2")
+    assert serve.line() == "serving /local/domain/1/data/vchan/2/http"
+    for path in ("/index.html", "/other"):
+        done = user(2).example("http_over_vchan.py", "get", "1", path).ended()
+        text = f"200 hello domain 2, this is {path}\n".encode()
+        assert (done.returncode, done.stdout, done.stderr) == (0, text, b"")
+    serve.signal(signal.SIGINT)
+    serve.ended()
+
+
+def test_http_over_vchan_shows_itself_on_a_machine_of_its_own(nobody: User) -> None:
+    done = nobody.example("http_over_vchan.py").ended()
+    assert (done.returncode, done.stderr) == (0, b"")
+    served, got = sorted(done.stdout.splitlines(), reverse=True)
+    assert served == b"serving /local/domain/1/data/vchan/2/http"
+    assert got == b"200 hello domain 2, this is /index.html"
