@@ -309,6 +309,20 @@ MUTATIONS: dict[str, Mutation] = {
         "        if data is None and whole:\n            raise self._peer_closed()\n",
         "",
     ),
+    # vchan for asyncio
+    "vchan_streams.both_ways": M(
+        "vchan/transport.py",
+        "        self._unsent_size += len(view)\n        self._maybe_pause_protocol()\n",
+        "        self._unsent_size += len(view)\n",
+    ),
+    "vchan_streams.end_after_the_last_byte": M(
+        "vchan/transport.py",
+        "        was_open = self._channel.is_open\n",
+        "        was_open = self._channel.is_open\n        if not was_open:\n            return self._end_of_file()\n",
+    ),
+    "vchan_streams.many_clients": M(
+        "vchan/server.py", "                offered = await self._offer_again()\n", "                return\n"
+    ),
     # xenstore
     "xenstore.asyncio": M("xenstore_async.py", "        return self._events.take()\n", "        return self.path\n"),
     "xenstore.closed_watch": M("xenstore.py", "            if self.closed:\n", "            if False:\n"),
