@@ -66,6 +66,7 @@ class Vchan(Stream):
         *,
         path: str,
         peer: Peer | None,
+        store: XenStore | None = None,
     ) -> None:
         super().__init__(channel.incoming, channel.outgoing)
         self.path = path
@@ -79,6 +80,7 @@ class Vchan(Stream):
         self._peer = peer
         if peer is not None:
             self._doorbell.patience = _PATIENCE
+        self._store = store  # a server's, where its keys stand
         self._ended = False  # or is being closed
         self._closing = threading.RLock()
 
@@ -142,6 +144,31 @@ class Vchan(Stream):
         """As a server: wait until the client has come."""
         self._check_open()
         self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), "has no client that came to")
+
+    def wait_drained(self, timeout: float | None = None) -> None:
+        """Wait until the peer has read all that was written; `PeerClosed` where it closed before.
+
+        `close` needs no such wait to keep what was written readable, but some programs drop what they have not read yet
+        when they see the other end close (Xen's vchan-socket-proxy does).
+        """
+        size = self.write_size
+        deadline = deadline_after(timeout)
+        with self._outgoing as ring:
+            self._check_open()
+            self._await_events(lambda: self._channel.has_space(size), deadline, "has not read all from")
+            if ring.space < size:
+                raise self._peer_closed()
+
+    def hide(self) -> None:
+        """As a server whose client has come: let no other find the way here. `XenStoreError`.
+
+        A client that goes and another that comes look like one to a server that does not run in between, and the
+        second's bytes go where the first's went. The path itself stays until `close`.
+        """
+        self._check_open()
+        if self._store is None or self._channel.keys is None:
+            raise ValueError("only a server has keys to hide")
+        meeting.hide(self._store, self.path, self._channel.keys)
 
     # In place
 
@@ -353,7 +380,7 @@ def serve(
             held.callback(_withdraw, store, where, channel.keys)
             undo.pop_all()
         peer = peer or _default_peer(domain, domid, held)
-        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
+        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer, store=store)
 
 
 def connect(

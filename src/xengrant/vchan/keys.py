@@ -18,7 +18,17 @@ from xengrant.xenstore import Permission
 if TYPE_CHECKING:
     from xengrant.xenstore import AsyncTransaction, AsyncXenStore, Transaction, XenStore
 
-__all__ = ["Keys", "key_path", "publish", "publish_async", "published", "published_async", "withdraw", "withdraw_async"]
+__all__ = [
+    "Keys",
+    "hide",
+    "key_path",
+    "publish",
+    "publish_async",
+    "published",
+    "published_async",
+    "withdraw",
+    "withdraw_async",
+]
 
 
 class Keys(NamedTuple):
@@ -61,10 +71,18 @@ async def publish_async(store: AsyncXenStore, path: str, server: int, client: in
     await store.run_transaction(write)
 
 
+def hide(store: XenStore, path: str, keys: Keys) -> None:
+    """Remove what a client cannot do without, if it still stands there; `withdraw` removes the rest."""
+    if _read(store, f"{path}/event-channel") == b"%d" % keys.event_channel:
+        store.rm(f"{path}/event-channel")
+
+
 def withdraw(store: XenStore, path: str, keys: Keys) -> None:
-    """Remove the path, if these keys still stand there."""
+    """Remove the path, if these keys still stand there, hidden or not."""
     try:
-        if store.read(f"{path}/event-channel") == b"%d" % keys.event_channel:
+        event_channel = _read(store, f"{path}/event-channel")
+        hidden = event_channel is None and store.read(f"{path}/ring-ref") == b"%d" % keys.ring_ref
+        if hidden or event_channel == b"%d" % keys.event_channel:
             store.rm(path)
     except InterfaceUnavailable:
         pass  # an embedded machine's end took them along
@@ -106,6 +124,15 @@ async def published_async(store: AsyncXenStore, path: str) -> Keys | None:
         return keys if await store.read(event_channel) == before else None
     except XenStoreError as error:
         _check_not_there(error)
+        return None
+
+
+def _read(store: XenStore, path: str) -> bytes | None:
+    try:
+        return store.read(path)
+    except XenStoreError as error:
+        if error.errno != errno.ENOENT:
+            raise
         return None
 
 
