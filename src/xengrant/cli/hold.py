@@ -1,7 +1,8 @@
 """Holding something until the user ends it: SIGINT, SIGTERM and SIGHUP become an ordinary return.
 
-Called by the subcommands that hold pages or a machine. `terminates` is main's: a SIGTERM outside of a hold unwinds
-the `with` blocks, which remove what others would find in xenstore.
+Called by the subcommands that hold pages or a machine. `terminates` is main's: a SIGTERM or SIGHUP outside of a hold
+unwinds the `with` blocks, which remove what others would find in xenstore; `deferred` is for the moments in which such
+a thing is made or removed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from xengrant.domain import Domain
     from xengrant.xenstore import Watch
 
-__all__ = ["Hold", "terminates"]
+__all__ = ["Hold", "deferred", "terminates"]
 
 
 class Hold:
@@ -96,15 +97,41 @@ class Hold:
 
 @contextlib.contextmanager
 def terminates() -> Iterator[None]:
-    """SIGTERM raises `SystemExit` with the status that a shell expects, 143."""
+    """SIGTERM and SIGHUP raise `SystemExit` with the status that a shell expects, 143 and 129; not under nohup."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _exit)
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _exit) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A signal that comes in this block raises when it is over."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {}
+    for number in Hold._SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            before[number] = handler
+            signal.signal(number, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if caught:
+            before[signal.Signals(caught[0])](caught[0], None)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
