@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import xengrant
 
@@ -21,23 +21,34 @@ TOOL = (sys.executable, "-W", "error", "-m", "xengrant")
 
 
 class Running:
-    """A process whose output is read line by line, each with a deadline."""
+    """A process whose output is read line by line, each with a deadline.
 
-    def __init__(self, argv: tuple[str, ...], env: dict[str, str], stdin: bytes | None) -> None:
+    Its stdin is `stdin`, and then ended; or an open file. `stdout` is a file that takes what it would else keep.
+    """
+
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        env: dict[str, str],
+        stdin: bytes | int | BinaryIO | None,
+        stdout: BinaryIO | None = None,
+    ) -> None:
         self.argv = argv
+        given = subprocess.PIPE if stdin is None or isinstance(stdin, bytes) else stdin
         self._process = subprocess.Popen(
-            argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            argv, env=env, stdin=given, stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE
         )
         self.pid = self._process.pid
         self._output: dict[str, bytes] = {"stdout": b"", "stderr": b""}
-        assert self._process.stdin is not None
-        if stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.write(stdin)
-        self._process.stdin.close()
+        if self._process.stdin is not None:
+            if isinstance(stdin, bytes):
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.write(stdin)
+            self._process.stdin.close()
         self._selector = selectors.DefaultSelector()
         for name in self._output:
-            self._selector.register(getattr(self._process, name), selectors.EVENT_READ, name)
+            if (stream := getattr(self._process, name)) is not None:
+                self._selector.register(stream, selectors.EVENT_READ, name)
 
     def line(self, stream: str = "stdout") -> str:
         """The next line of the stream, without its end."""
@@ -46,6 +57,10 @@ class Running:
                 raise AssertionError(f"{self.argv} ended without a line on {stream}: {self._output}")
         line, _, self._output[stream] = self._output[stream].partition(b"\n")
         return line.decode()
+
+    def poll(self) -> int | None:
+        """Its exit status, if it has ended."""
+        return self._process.poll()
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
@@ -82,8 +97,9 @@ class Running:
             self._process.kill()
         self._process.wait()
         self._selector.close()
-        for name in self._output:
-            getattr(self._process, name).close()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
 
 
 class User:
@@ -96,13 +112,17 @@ class User:
         if url is not None:
             self._env["XENGRANT_URL"] = url
 
-    def start(self, *arguments: str, stdin: bytes | None = None, **env: str) -> Running:
+    def start(
+        self, *arguments: str, stdin: bytes | int | BinaryIO | None = None, stdout: BinaryIO | None = None, **env: str
+    ) -> Running:
         """`xengrant ARGUMENTS`, running."""
-        return self._stack.enter_context(Running((*TOOL, *arguments), {**self._env, **env}, stdin))
+        return self._stack.enter_context(Running((*TOOL, *arguments), {**self._env, **env}, stdin, stdout))
 
-    def run(self, *arguments: str, stdin: bytes | None = None, **env: str) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, *arguments: str, stdin: bytes | int | BinaryIO | None = None, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
         """`xengrant ARGUMENTS`, to its end."""
-        return self.start(*arguments, stdin=stdin, **env).ended()
+        return self.start(*arguments, stdin=stdin, stdout=None, **env).ended()
 
     def nohup(self, *arguments: str) -> Running:
         """`nohup xengrant ARGUMENTS`, running."""

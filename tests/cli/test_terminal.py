@@ -9,6 +9,7 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,8 +19,8 @@ from xengrant.embedded import Machine
 from .shell import DEADLINE, TOOL, sharing
 
 
-def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str]:
-    """(exit status, what stdout showed) of `xengrant ARGUMENTS` on a terminal."""
+def on_a_terminal(*arguments: str, meanwhile: Callable[[], None] | None = None, **env: str) -> tuple[int, str]:
+    """(exit status, what stdout showed) of `xengrant ARGUMENTS` on a terminal, while `meanwhile` is done here."""
     own, its = pty.openpty()
     environ = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "XENGRANT_URL")}
     process = subprocess.Popen(
@@ -33,6 +34,8 @@ def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str]:
     shown = b""
     deadline = time.monotonic() + DEADLINE
     try:
+        if meanwhile is not None:
+            meanwhile()
         with contextlib.suppress(OSError):  # EIO: everybody has closed the terminal
             while data := os.read(own, 65536):
                 shown += data

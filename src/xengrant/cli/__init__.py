@@ -1,7 +1,7 @@
 """The tool `xengrant`: one module for each subcommand, listed in `_commands`; `main` parses, runs, and maps errors.
 
 A subcommand module has `NAME`, `HELP` (one line), `configure(parser)` and `run(args) -> exit status`. Exit statuses: 0
-done, 1 an error, 2 usage or "busy, try again", 130 and 143 interrupted before anything was held.
+done, 1 an error, 2 usage or "busy, try again", 129, 130 and 143 interrupted before anything was held.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> tuple[_Command, ...]:
     # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import demo, doctor, ls, machine, map, metrics, peek, selftest, share, top
+    from xengrant.cli import cat, demo, doctor, ls, machine, map, metrics, peek, selftest, share, top
 
-    return cast("tuple[_Command, ...]", (demo, doctor, share, map, ls, peek, metrics, top, machine, selftest))
+    return cast("tuple[_Command, ...]", (demo, doctor, share, map, cat, ls, peek, metrics, top, machine, selftest))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             xengrant doctor                  what this machine can do, and what is missing
             xengrant share --to 2 --pages 4  offer pages; prints their refs
             xengrant map 1 8-11              map and show them, in domain 2
+            xengrant cat 1 chat              talk to domain 1 over a vchan
             xengrant ls                      who grants what to whom, in dom0
             """
         )
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     try:
         return cast("int", args.run(args))
-    except GrantBusy as error:
+    except (GrantBusy, output.NobodyThereError) as error:
         return _fail(args, error, 2)
     except (GrantError, OSError, ValueError) as error:
         return _fail(args, error, 1)

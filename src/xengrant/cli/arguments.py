@@ -11,9 +11,11 @@ from xengrant import meeting
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.domain import Domain
 from xengrant.errors import ProtocolError, XenStoreError
+from xengrant.vchan.orders import MAX_RING
 
 __all__ = [
     "add_common",
+    "add_ring_sizes",
     "count",
     "examples",
     "fields",
@@ -23,6 +25,8 @@ __all__ = [
     "pages_text",
     "refs",
     "resolve_domid",
+    "resolve_peer",
+    "ring_size",
     "seconds",
 ]
 
@@ -48,6 +52,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ring_sizes(parser: argparse.ArgumentParser) -> None:
+    """The options of whoever serves a vchan; None where they are not given."""
+    for name, which in (("read", "reads from"), ("write", "writes to")):
+        parser.add_argument(
+            f"--{name}-size",
+            metavar="BYTES",
+            type=ring_size,
+            help=f"as the vchan's server: at least so many in the ring it {which}, 1M at most (default 64K)",
+        )
+
+
 def examples(text: str) -> str:
     """An epilog of examples."""
     return "examples:\n" + textwrap.indent(textwrap.dedent(text).strip("\n"), "  ")
@@ -65,6 +80,15 @@ def count(text: str) -> int:
     value = number(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def ring_size(text: str) -> int:
+    """Bytes of a vchan's ring: ``65536``, ``64K``, ``1M``, which is the most."""
+    digits, factor = (text[:-1], {"K": 1 << 10, "M": 1 << 20}[text[-1]]) if text[-1:] in ("K", "M") else (text, 1)
+    value = number(digits) * factor
+    if value > MAX_RING:
+        raise argparse.ArgumentTypeError("a ring has at most 1M (1048576 bytes)")
     return value
 
 
@@ -136,3 +160,11 @@ def resolve_domid(domain: Domain, text: str) -> int:
             except XenStoreError:
                 continue
     raise ValueError(f"there is no domain {text!r}; domids here: {', '.join(map(str, sorted(domids))) or 'none'}")
+
+
+def resolve_peer(domain: Domain, text: str) -> int:
+    """As `resolve_domid`, of another domain than this one."""
+    domid = resolve_domid(domain, text)
+    if domid == domain.domid:
+        raise ValueError(f"domain {domid} is this domain: sharing with oneself crashes some kernels, name another")
+    return domid

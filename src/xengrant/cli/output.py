@@ -17,11 +17,13 @@ from typing import Any, TextIO
 from xengrant.cli.dump import printable
 
 __all__ = [
+    "NobodyThereError",
     "ReaderGoneError",
     "emit",
     "emit_json",
     "emit_raw",
     "emit_table",
+    "emit_text",
     "say",
     "style",
     "symbol",
@@ -39,10 +41,19 @@ class ReaderGoneError(Exception):
     """Whoever read stdout has gone: nothing is left to say."""
 
 
+class NobodyThereError(Exception):
+    """The other end was not there in the time given: try again."""
+
+
 def emit(text: str = "") -> None:
     r"""One line of data on stdout, at once; what the charset there has not is written `\xNN` or `\uNNNN`."""
+    emit_text(text + "\n")
+
+
+def emit_text(text: str) -> None:
+    """As `emit`, without the line's end."""
     with _reader_may_go():
-        print(_encodable(text), flush=True)
+        print(_encodable(text), end="", flush=True)
 
 
 def emit_json(**fields: Any) -> None:
