@@ -15,7 +15,7 @@ DOCS = (Path(__file__).parents[2] / "docs/tool.md").read_text()
 @pytest.mark.parametrize(
     "command",
     [
-        *("demo", "doctor", "share", "map", "cat", "ls", "peek console", "peek xenstore", "metrics"),
+        *("demo", "doctor", "share", "map", "cat", "proxy", "ls", "peek console", "peek xenstore", "metrics"),
         *("machine", "machine status", "machine destroy", "selftest"),
     ],
 )
