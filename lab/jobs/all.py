@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-jobs = sys.argv[1:] or ["suite", "table", "tool", "cycles", "vchan"]
+jobs = sys.argv[1:] or ["suite", "table", "tool", "cycles", "vchan", "proxy"]
 
 failed = []
 for job in jobs:
