@@ -138,12 +138,12 @@ class Vchan(Stream):
         """
         self._check_open()
         seen = self._doorbell.changes
-        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), "told of nothing at")
+        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), f"domain {self.domid} told of nothing at")
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """As a server: wait until the client has come."""
         self._check_open()
-        self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), "has no client that came to")
+        self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), f"no client came from domain {self.domid} to")
 
     def wait_drained(self, timeout: float | None = None) -> None:
         """Wait until the peer has read all that was written; `PeerClosed` where it closed before.
@@ -155,7 +155,7 @@ class Vchan(Stream):
         deadline = deadline_after(timeout)
         with self._outgoing as ring:
             self._check_open()
-            self._await_events(lambda: self._channel.has_space(size), deadline, "has not read all from")
+            self._await_events(lambda: self._channel.has_space(size), deadline, f"domain {self.domid} has not read all from")
             if ring.space < size:
                 raise self._peer_closed()
 
@@ -297,7 +297,7 @@ class Vchan(Stream):
             result = again(left)
             return _READY if result else ring.outcome
 
-        late = "wrote nothing to" if ring is self._incoming else "read nothing from"
+        late = f"domain {self.domid} " + ("wrote nothing to" if ring is self._incoming else "read nothing from")
         return result if self._watch(try_again, ring.outcome, deadline, late) == _READY else None
 
     def _await_events(self, found: Callable[[], bool], deadline: float | None, late: str) -> None:
@@ -313,7 +313,7 @@ class Vchan(Stream):
     def _watch(self, wait: Callable[[float | None], int], outcome: int, deadline: float | None, late: str) -> int:
         """Wait until the outcome is `_READY` or `_PEER_GONE`, while this end is open and the other domain alive.
 
-        `late` says what that domain did not do when the time is out.
+        `late` says what did not happen, before the path, when the time is out.
         """
         peer, doorbell = self._peer, self._doorbell
         listening = False
@@ -326,7 +326,7 @@ class Vchan(Stream):
                 if peer is not None and listening:
                     peer.check()
                 if outcome == _LATE and left == 0:
-                    raise TimeoutError(f"domain {self.domid} {late} {self.path} in time")
+                    raise TimeoutError(f"{late} {self.path} in time")
                 if outcome == _LATE and peer is not None and not listening:
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
                     listening = True
