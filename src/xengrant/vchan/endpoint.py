@@ -138,12 +138,14 @@ class Vchan(Stream):
         """
         self._check_open()
         seen = self._doorbell.changes
-        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), f"domain {self.domid} told of nothing at")
+        late = f"domain {self.domid} told of nothing at"
+        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), late)
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """As a server: wait until the client has come."""
         self._check_open()
-        self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), f"no client came from domain {self.domid} to")
+        late = f"no client came from domain {self.domid} to"
+        self._await_events(lambda: not self._channel.is_awaited, deadline_after(timeout), late)
 
     def wait_drained(self, timeout: float | None = None) -> None:
         """Wait until the peer has read all that was written; `PeerClosed` where it closed before.
@@ -155,7 +157,8 @@ class Vchan(Stream):
         deadline = deadline_after(timeout)
         with self._outgoing as ring:
             self._check_open()
-            self._await_events(lambda: self._channel.has_space(size), deadline, f"domain {self.domid} has not read all from")
+            late = f"domain {self.domid} has not read all from"
+            self._await_events(lambda: self._channel.has_space(size), deadline, late)
             if ring.space < size:
                 raise self._peer_closed()
 
