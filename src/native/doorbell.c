@@ -47,10 +47,13 @@ parse_timeout(PyObject *timeout, uint64_t *deadline)
     return 0;
 }
 
-/* How long a wait may last; NULL for ever. Where only patience ends it the clock is not read: in a PV domain that is a
- * system call. */
-static struct timespec *
-time_left(const Doorbell *self, uint64_t deadline, struct timespec *left)
+/* A signal that comes just before the system call does not end it, so no wait is longer than this, in nanoseconds. */
+#define PAUSE 1000000000u
+
+/* How long a wait may last, and what its end then is. Where the deadline is NEVER the clock is not read: in a PV domain
+ * that is a system call. */
+static Waited
+limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 {
     uint64_t rest = self->patience;
     if (deadline != NEVER) {
@@ -58,11 +61,12 @@ time_left(const Doorbell *self, uint64_t deadline, struct timespec *left)
         uint64_t until = deadline > now ? deadline - now : 0;
         rest = until < rest ? until : rest;
     }
-    if (rest == NEVER)
-        return NULL;
-    left->tv_sec = (time_t)(rest / 1000000000u);
-    left->tv_nsec = (long)(rest % 1000000000u);
-    return left;
+    Waited end = rest > PAUSE ? INTERRUPTED : TIMED_OUT;
+    if (rest > PAUSE)
+        rest = PAUSE;
+    limit->tv_sec = (time_t)(rest / 1000000000u);
+    limit->tv_nsec = (long)(rest % 1000000000u);
+    return end;
 }
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
@@ -107,13 +111,14 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     int life = self->life == NULL ? -1 : hold_descriptor(self->life);
     int waker = hold_descriptor(self->waker);
     struct pollfd polled[] = {{bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
-    struct timespec left;
-    int count = ppoll(polled, life < 0 ? 2 : 3, time_left(self, deadline, &left), NULL);
+    struct timespec limit;
+    Waited end = limit_wait(self, deadline, &limit);
+    int count = ppoll(polled, life < 0 ? 2 : 3, &limit, NULL);
     Waited result = CHANGED;
     if (count < 0)
         result = INTERRUPTED;
     else if (count == 0)
-        result = TIMED_OUT;
+        result = end;
     else {
         if (polled[0].revents & POLLIN)
             take_event(self, bell);
@@ -138,12 +143,13 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
 static Waited
 follow(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
-    struct timespec left;
+    struct timespec limit;
+    Waited end = limit_wait(self, deadline, &limit);
     __atomic_fetch_add(&self->followers, 1, __ATOMIC_SEQ_CST);
-    long result = syscall(SYS_futex, &self->changes, FUTEX_WAIT_PRIVATE, seen, time_left(self, deadline, &left), NULL, 0);
+    long result = syscall(SYS_futex, &self->changes, FUTEX_WAIT_PRIVATE, seen, &limit, NULL, 0);
     int error = result < 0 ? errno : 0;
     __atomic_fetch_sub(&self->followers, 1, __ATOMIC_SEQ_CST);
-    return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? TIMED_OUT : CHANGED;
+    return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? end : CHANGED;
 }
 
 Waited

@@ -97,6 +97,7 @@ typedef struct {
 
 extern PyType_Spec doorbell_spec;
 
+/* INTERRUPTED: signals are to be looked after. */
 typedef enum { CHANGED, TIMED_OUT, INTERRUPTED, SILENCED } Waited;
 
 #define NEVER UINT64_MAX

@@ -385,7 +385,7 @@ ring_advance(PyObject *object, PyObject *argument)
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
 
-typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, INTERRUPT } Outcome;
+typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, PAUSED } Outcome;
 
 /* Whether so many bytes are there. A lie counts too: `look` refuses it. */
 static int
@@ -422,40 +422,32 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted)
 }
 
 /* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
- * event is lost. */
+ * event is lost; or until there may be a signal to look after. */
 static Outcome
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
     if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted)))
         return READY;
     uint8_t *ask = (uint8_t *)opened->indices.buf + self->ask_at;
-    for (;;) {
-        uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
-        __atomic_fetch_or(ask, self->writes ? NOTIFY_READ : NOTIFY_WRITE, __ATOMIC_SEQ_CST);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (is_there(self, opened, wanted))
-            return READY;
-        /* What the peer wrote before it went is there by now. */
-        if (peer_is_gone(self, opened))
-            return is_there(self, opened, wanted) ? READY : PEER_GONE;
-        uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-        if (wakes != self->wakes || __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST)) {
-            self->wakes = wakes;
-            return WOKEN;
-        }
-        switch (wait_for_change(self->doorbell, seen, deadline)) {
-        case CHANGED:
-            if (is_there(self, opened, wanted)) /* before it is asked for again */
-                return READY;
-            break;
-        case TIMED_OUT:
-            return is_there(self, opened, wanted) ? READY : LATE;
-        case SILENCED:
-            return is_there(self, opened, wanted) ? READY : SILENT;
-        case INTERRUPTED:
-            return INTERRUPT;
-        }
+    uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(ask, self->writes ? NOTIFY_READ : NOTIFY_WRITE, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (is_there(self, opened, wanted))
+        return READY;
+    /* What the peer wrote before it went is there by now. */
+    if (peer_is_gone(self, opened))
+        return is_there(self, opened, wanted) ? READY : PEER_GONE;
+    uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+    if (wakes != self->wakes || __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST)) {
+        self->wakes = wakes;
+        return WOKEN;
     }
+    Waited waited = wait_for_change(self->doorbell, seen, deadline);
+    /* Before it is asked for again. */
+    if (is_there(self, opened, wanted))
+        return READY;
+    /* With an event a signal may have come. */
+    return waited == TIMED_OUT ? LATE : waited == SILENCED ? SILENT : PAUSED;
 }
 
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
@@ -503,6 +495,15 @@ check_waiting(const Ring *self, size_t length, int whole)
     return -1;
 }
 
+/* Lets signal handlers run, with no buffer held, since one may close what is waited on. Then 0, or -1 and an error is
+ * set, and the buffers are released. */
+static int
+handle_signals(Ring *self, Opened *opened)
+{
+    release_buffers(opened);
+    return PyErr_CheckSignals() < 0 ? -1 : take_buffers(self, opened);
+}
+
 /* 1 where the bytes were moved, 0 where `outcome` says why not, -1 where an error is set. The buffers are released. */
 static int
 finish(Ring *self, Opened *opened, Outcome outcome)
@@ -511,11 +512,22 @@ finish(Ring *self, Opened *opened, Outcome outcome)
     if (outcome == LIE)
         refuse(self);
     release_buffers(opened);
-    if (outcome == INTERRUPT) { /* with no buffer held: a handler may close what was waited on */
-        self->outcome = WOKEN;
-        return PyErr_CheckSignals() < 0 ? -1 : 0;
-    }
     return outcome == LIE ? -1 : outcome == READY;
+}
+
+/* As await_bytes, with the GIL, and signals handled. -1 where an error is set and the buffers are released. */
+static int
+await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadline, Outcome *outcome)
+{
+    for (;;) {
+        Py_BEGIN_ALLOW_THREADS
+        *outcome = await_bytes(self, opened, wanted, deadline);
+        Py_END_ALLOW_THREADS
+        if (*outcome != PAUSED)
+            return 0;
+        if (handle_signals(self, opened) < 0)
+            return -1;
+    }
 }
 
 /* Moves what can be moved at once; whether that is enough. With the GIL. */
@@ -559,12 +571,16 @@ pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int wh
         self->moved = 0;
         if (least > length)
             least = length;
+        int failed = 0;
         if (!move_at_once(self, &opened, (char *)memory.buf + start, length, least, whole, &outcome)) {
-            Py_BEGIN_ALLOW_THREADS
-            outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
-            Py_END_ALLOW_THREADS
+            do {
+                Py_BEGIN_ALLOW_THREADS
+                outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
+                Py_END_ALLOW_THREADS
+                failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
+            } while (outcome == PAUSED && !failed);
         }
-        int finished = finish(self, &opened, outcome);
+        int finished = failed ? -1 : finish(self, &opened, outcome);
         result = finished < 0 ? NULL : PyLong_FromSsize_t(finished ? (Py_ssize_t)self->moved : -1);
     }
     PyBuffer_Release(&memory);
@@ -602,11 +618,8 @@ receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline)
     uint32_t wanted = whole ? (uint32_t)most : most > 0;
     self->moved = 0;
     Outcome outcome = READY;
-    if (!is_there(self, &opened, wanted)) {
-        Py_BEGIN_ALLOW_THREADS
-        outcome = await_bytes(self, &opened, wanted, deadline);
-        Py_END_ALLOW_THREADS
-    }
+    if (!is_there(self, &opened, wanted) && await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
+        return NULL;
     PyObject *result = NULL;
     if (outcome == READY) {
         occupy(self);
@@ -647,15 +660,14 @@ ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (check_waiting(self, wanted, 1) < 0 || take_buffers(self, &opened) < 0)
         return NULL;
     Outcome outcome;
-    Py_BEGIN_ALLOW_THREADS
-    outcome = await_bytes(self, &opened, wanted, deadline);
+    if (await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
+        return NULL;
     if (outcome == READY) {
-        occupy_without_gil(self);
+        occupy(self);
         if (look_again(self, &opened, wanted) < 0)
             outcome = LIE;
         vacate(self);
     }
-    Py_END_ALLOW_THREADS
     int finished = finish(self, &opened, outcome);
     return finished < 0 ? NULL : PyBool_FromLong(finished);
 }
@@ -679,8 +691,8 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
         return NULL;
     if (!PyObject_TypeCheck(args[0], state->doorbell))
         return PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[0]);
-    if (!(poll >= 0 && poll <= 3600))
-        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 3600, not %R", args[4]);
+    if (!(poll >= 0 && poll <= 10))
+        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", args[4]);
     Opened opened;
     if (ring_open(self, &opened) < 0)
         return NULL;
@@ -756,8 +768,8 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
 
 #define WAITING_GETSET                                                                                       \
     {"outcome", ring_get_outcome, NULL,                                                                      \
-     "How the last wait ended: 0 it did not fail, 1 the peer is gone, 2 the time was out, 3 the doorbell was woken or a\n" \
-     "signal came, 4 no event can come any more.", NULL},                                                    \
+     "How the last wait ended: 0 it did not fail, 1 the peer is gone, 2 the time was out, 3 the doorbell was woken, 4\n" \
+     "no event can come any more.", NULL},                                                    \
     {"moved", ring_get_moved, NULL, "Bytes that the last call that waits moved.", NULL}
 
 static PyMethodDef reader_methods[] = {
