@@ -238,8 +238,11 @@ def test_nobody_there_in_time_is_status_2(user: Users, machine: Machine, argumen
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("arguments", [["-l", "2", "x"], ["1", "x"]], ids=["listen", "connect"])
 def test_a_signal_ends_the_waiting(user: Users, machine: Machine, number: int, arguments: list[str]) -> None:
-    cat = user(3 - int(arguments[-2])).start("cat", *arguments)
+    domid = 3 - int(arguments[-2])
+    cat = user(domid).start("cat", *arguments)
     cat.line("stderr")
+    # Its own xenstore connection, the one that it waits on, and the event channel: before, one meets their opening.
+    until(lambda: machine.leaks().get(domid, {}).get("connections", 0) >= 3, "it waits")
     cat.signal(number)
     done = cat.ended()
     assert (done.returncode, done.stderr) == (128 + number, b"")

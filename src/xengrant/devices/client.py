@@ -199,6 +199,9 @@ def _connect(directory: str) -> socket.socket:
         raise InterfaceUnavailable(
             error.errno, f"{directory}: {error.strerror}: the embedded machine does not run; {hint}"
         ) from None
+    except BaseException:  # of a signal handler
+        sock.close()
+        raise
     finally:
         os.close(fd)
     return sock
