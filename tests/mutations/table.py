@@ -214,6 +214,23 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "peer.node_stands_for_the_peer": M("peer.py", "return not store.exists(self._watched)", "return False"),
     "peer.still_there": M("peer.py", "return not store.is_domain_introduced(self.domid)", "return True"),
+    # Rings of requests
+    "rings.back_attaches_again": M("rings/rpc.py", "ring._start_at(rsp_prod, rsp_prod)", "ring._start_at(0, 0)"),
+    "rings.notify_only_who_sleeps": M(
+        "rings/rpc.py", "return _distance(event, new) < _distance(old, new)", "return old != new"
+    ),
+    "rings.out_of_order": M(
+        "rings/rpc_front.py", "self._calls.pop(self._response_id.load(response)", "self._calls.pop(min(self._calls)"
+    ),
+    "rings.request_overflow": M("rings/rpc.py", "if _distance(self._seen, prod) > ", "if 0 > "),
+    "rings.response_overflow": M(
+        "rings/rpc.py", "        return self._pushed\n", "        return _add(self._cons, self.entries)\n"
+    ),
+    "rings.round_trip": M(
+        "rings/rpc.py", "return _distance(event, new) < _distance(old, new)", "return _distance(event, new) < 0"
+    ),
+    "rings.several_pages": M("rings/rpc.py", "(index & self.entries - 1)", "(index & 31)"),
+    "rings.wraps": M("rings/rpc.py", "return index + count & MAX_U32", "return index + count"),
     # Sharing
     "share.bad_arguments": M("gntshr.py", 'checked_number("count", count, 1', 'checked_number("count", count, 0'),
     "share.close_revokes": _NEVER_REVOKES,
