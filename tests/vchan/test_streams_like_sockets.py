@@ -233,20 +233,6 @@ def test_only_bytes_are_written(ends: Ends) -> None:
     run(main())
 
 
-def test_a_buffer_that_is_changed_after_the_write_does_not_matter(ends: Ends) -> None:
-    async def main() -> None:
-        async with ends.pair() as (left, right):
-            right.transport.pause_reading()
-            data = bytearray(b"a" * BIG)
-            left.transport.write(data)
-            data[:] = b"b" * BIG
-            right.transport.resume_reading()
-            await right.until_received(BIG)
-            assert right.received.count(b"a") == BIG
-
-    run(main())
-
-
 def test_the_protocol_can_be_changed(ends: Ends) -> None:
     async def main() -> None:
         async with ends.pair() as (left, right):
