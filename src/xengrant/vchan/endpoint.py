@@ -372,6 +372,7 @@ def serve(
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
         where = meeting.key_path(domain.domid, domid, path)
+        peer = peer or _default_peer(domain, domid, held)
         store = held.enter_context(domain.xenstore())
         channels = held.enter_context(domain.evtchn())
         port = held.enter_context(channels.bind_unbound(domid))
@@ -382,7 +383,6 @@ def serve(
             meeting.publish(store, where, domain.domid, domid, channel.keys)
             held.callback(_withdraw, store, where, channel.keys)
             undo.pop_all()
-        peer = peer or _default_peer(domain, domid, held)
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer, store=store)
 
 
@@ -406,9 +406,9 @@ def connect(
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
         where = meeting.key_path(domid, domain.domid, path)
+        peer = peer or _default_peer(domain, domid, held)
         channels = held.enter_context(domain.evtchn())
         channel, port = _meet(domain, channels, domid, where, timeout, poll)
-        peer = peer or _default_peer(domain, domid, held)
         held.callback(port.close)
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
