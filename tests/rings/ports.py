@@ -12,7 +12,7 @@ from xengrant.rings.rpc_front import AsyncFront, IdField
 
 from .memory import pair
 
-__all__ = ["ID", "FakePort", "Serving", "looped", "settle"]
+__all__ = ["ID", "FakePort", "Serving", "calls", "looped", "request", "settle"]
 
 ID = IdField(0, 2)
 LONG = 20.0
@@ -77,6 +77,14 @@ class Serving:
             self.back.next_response(response)
         if self.back.push_responses():
             self.back_port.notify()
+
+
+def request(text: bytes = b"") -> bytes:
+    return bytes(2) + text
+
+
+def calls(front: AsyncFront, count: int) -> list[asyncio.Task[bytes]]:
+    return [asyncio.create_task(front.call(request(b"call %d" % number))) for number in range(count)]
 
 
 async def settle() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import suppress
+from typing import cast
 
 import pytest
 
 import xengrant
-from xengrant import Domain, Grant, InterfaceClosed, PeerClosed, ProtocolError
+from xengrant import AsyncPort, Domain, Grant, InterfaceClosed, PeerClosed, ProtocolError
 from xengrant.embedded import Machine
 from xengrant.rings.rpc import BackRing, FrontRing
 from xengrant.rings.rpc_back import AsyncBack
 from xengrant.rings.rpc_front import AsyncFront, IdField
 
-from .memory import WRAP, set_header
-from .ports import ID, Serving, looped, settle
+from .memory import WRAP, pair, set_header
+from .ports import ID, FakePort, Serving, looped, settle
 
 
 async def serve(back: AsyncBack, seed: int, held_at_most: int) -> None:
@@ -82,16 +83,16 @@ async def test_responses_to_nothing_and_too_long_ones_are_refused_and_write_noth
     serving = Serving()
     back = AsyncBack(serving.back, serving.as_port)
     async with serving.front as front:
-        call = asyncio.create_task(front.call(b"..one"))
-        [request] = await anext(back)
+        call = asyncio.create_task(front.call_all([b"..one", b"..two"]))
+        requests = await anext(back)
         before = bytes(serving.memory)
-        with pytest.raises(ValueError, match="2 responses to 1 requests"):
-            back.respond(request, request)
+        with pytest.raises(ValueError, match="3 responses to 2 requests"):
+            back.respond(*requests, b"")
         with pytest.raises(ValueError, match="17 bytes"):
-            back.respond(bytes(17))
+            back.respond(b"", bytes(17))
         assert serving.memory == before
-        back.respond(request)
-        await call
+        back.respond(*requests)
+        assert [response[2:5] for response in await call] == [b"one", b"two"]
 
 
 @looped
@@ -112,20 +113,32 @@ async def test_a_lie_and_a_closed_port_end_the_loop() -> None:
 
 @looped
 async def test_a_front_end_that_always_has_more_leaves_others_their_turn() -> None:
-    serving = Serving()
-    back = AsyncBack(serving.back, serving.as_port)
-    async with serving.front as front:
+    ring, back_ring, _ = pair()
+    port, other = FakePort(1), FakePort(2)
+    port.other, other.other = other, port
+    back = AsyncBack(back_ring, cast(AsyncPort, other))
+    turns = 0
 
-        async def chatter() -> None:
-            while True:
-                await front.call(b"..")
-
-        busy = [asyncio.create_task(chatter()) for _ in range(3)]
-        busy.append(asyncio.create_task(serve(back, 1, 0)))
-        for _ in range(50):
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
             await asyncio.sleep(0)
-        for task in busy:
-            task.cancel()
+
+    counting = asyncio.create_task(count())
+    ring.next_request(b"")
+    ring.push_requests()
+    served = 0
+    async for requests in back:
+        back.respond(*requests)
+        ring.take_responses()
+        ring.next_request(b"")  # there at once, as from a domain on a processor of its own
+        ring.push_requests()
+        served += 1
+        if served == 50:
+            break
+    assert turns >= 49
+    counting.cancel()
 
 
 def test_between_two_domains_with_ports_that_are_awaited(granter: Domain, mapper: Domain) -> None:

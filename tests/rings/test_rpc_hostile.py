@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xengrant import GrantError, ProtocolError, _native
+from xengrant import ProtocolError, _native
 from xengrant.rings.rpc import BackRing, FrontRing
 
-from .memory import EDGES, pair, word
+from .memory import EDGES, pair, used_ring, word
 from .ports import Serving, settle
 
 ENTRIES = 8
 ROUNDS = 3000
+LONG = 30.0  # seconds
 
 near = st.tuples(st.sampled_from([0, 8]), st.integers(-12, 12))  # a peer's producer index, moved by so much
 anything = st.tuples(st.sampled_from([0, 4, 8, 12]), st.integers(0, (1 << 32) - 1))
@@ -37,8 +42,9 @@ CALLS = [
 ]
 
 
-def use(front: FrontRing, back: BackRing, call: str) -> None:
-    """One honest call of either end."""
+def use(front: FrontRing, back: BackRing, call: str) -> str:
+    """One honest call of either end: whether all was fine, or a lie was found."""
+    outcome = "fine"
     before = (front.in_flight, back.unanswered)
     taken: list[bytes] = []
     calls: dict[str, Callable[[], object]] = {
@@ -54,11 +60,13 @@ def use(front: FrontRing, back: BackRing, call: str) -> None:
     try:
         calls[call]()
     except ProtocolError:
+        outcome = "lie"
         assert (front.in_flight, back.unanswered) == before
     assert len(taken) <= ENTRIES
-    assert all(len(copy) == 16 for copy in taken)
+    assert {len(copy) for copy in taken} <= {front.entry_size}
     assert 0 <= front.in_flight <= ENTRIES
     assert 0 <= back.unanswered <= ENTRIES
+    return outcome
 
 
 @settings(max_examples=300)
@@ -83,43 +91,54 @@ def test_words_and_entries_may_be_anything_between_calls(
             _native.store32(memory, at, value)
 
 
-@contextmanager
-def scribbler(memory: bytearray, seed: int) -> Iterator[None]:
-    """A thread that writes lies and near-truths into the ring until the block ends."""
-    over = threading.Event()
-
-    def scribble() -> None:
-        chance = random.Random(seed)
-        while not over.is_set():
-            at = chance.choice([0, 4, 8, 12])
-            if chance.random() < 0.7:
-                _native.store32(memory, at, word(memory, at) + chance.randint(-2, 2) & 0xFFFFFFFF)
-            elif chance.random() < 0.5:
-                _native.store32(memory, at, chance.getrandbits(32))
-            else:
-                _native.store32(memory, chance.randrange(16, 48) * 4, chance.getrandbits(32))
-
-    thread = threading.Thread(target=scribble)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(20)
-    assert not thread.is_alive()
+# Writes lies into the ring in the first page, and as often the truth, which the test tells in the second one.
+_SCRIBBLER = """
+import mmap, random, sys
+from xengrant import _native
+with open(sys.argv[1], "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 8192)
+chance = random.Random(int(sys.argv[2]))
+print("scribbling", flush=True)
+while True:
+    at = chance.choice([0, 8])
+    truth = _native.load32(memory, 4096 + at)
+    near = truth + chance.randint(-9, 9) & 0xFFFFFFFF
+    _native.store32(memory, at, chance.choice([truth, truth, near, chance.getrandbits(32)]))
+    _native.store32(memory, chance.choice([4, 12, chance.randrange(16, 48) * 4]), chance.getrandbits(32))
+"""
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_thread_may_scribble_all_the_while(seed: int) -> None:
-    front, back, memory = pair(EDGES[seed + 1], entries=ENTRIES)
+def test_a_process_may_scribble_all_the_while(tmp_path: Path, seed: int) -> None:
+    start = EDGES[seed + 1]
+    path = tmp_path / "ring"
+    path.write_bytes(bytes(8192))
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), 8192)
+    page = memoryview(memory)[:4096]
+    for place in (0, 4096):
+        memory[place : place + 16] = bytes(used_ring(start)[:16])
+    front, back = FrontRing.attach(page, 480), BackRing.attach(page, 480)
+    assert front.entries == ENTRIES
     chance = random.Random(seed)
-    with scribbler(memory, seed):
-        for _ in range(ROUNDS):
-            use(front, back, chance.choice(CALLS))
-            with contextlib.suppress(ProtocolError):
-                BackRing.attach(memory, 16)
-            with contextlib.suppress(ProtocolError):
-                FrontRing.attach(memory, 16)
+    outcomes: Counter[str] = Counter()
+    deadline = time.monotonic() + LONG
+    command = [sys.executable, "-c", _SCRIBBLER, str(path), str(seed)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as scribbler:
+        try:
+            assert scribbler.stdout is not None
+            assert scribbler.stdout.readline() == b"scribbling\n"
+            while sum(outcomes.values()) < ROUNDS or min(outcomes["fine"], outcomes["lie"]) < 50:
+                assert time.monotonic() < deadline, outcomes
+                outcomes[use(front, back, chance.choice(CALLS))] += 1
+                for at, end in ((4096, front), (4104, back)):
+                    _native.store32(memory, at, end._pushed)
+                with contextlib.suppress(ProtocolError):
+                    FrontRing.attach(page, 480)
+                with contextlib.suppress(ProtocolError):
+                    BackRing.attach(page, 480)
+        finally:
+            scribbler.kill()
 
 
 @pytest.mark.parametrize("end", ["front", "back"])
@@ -149,6 +168,18 @@ def test_each_decision_reads_the_peers_index_once(end: str, monkeypatch: pytest.
     assert reads == [8 if end == "front" else 0]
 
 
+def answer_somehow(serving: Serving, data: st.DataObject) -> None:
+    with contextlib.suppress(ProtocolError):
+        for request in serving.back.take_requests():
+            garbled = data.draw(st.sampled_from([b"", b"", b"\x01\x00", b"\xff\xff"]))
+            serving.back.next_response(garbled + request[len(garbled) :])
+    if data.draw(st.booleans()):
+        _native.store32(serving.memory, 8, data.draw(st.integers(0, (1 << 32) - 1)))
+    else:
+        serving.back.push_responses()
+    serving.back_port.notify()
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_the_asyncio_front_end_never_hangs_on_what_is_in_memory(data: st.DataObject) -> None:
@@ -159,20 +190,14 @@ def test_the_asyncio_front_end_never_hangs_on_what_is_in_memory(data: st.DataObj
         async with serving.front as front:
             for _ in range(data.draw(st.integers(1, 6))):
                 task = asyncio.create_task(front.call_all([bytes(2)] * data.draw(st.integers(1, 4))))
-                await settle()
-                with contextlib.suppress(ProtocolError):
-                    for request in serving.back.take_requests():
-                        garbled = data.draw(st.sampled_from([b"", b"", b"\x01\x00", b"\xff\xff"]))
-                        serving.back.next_response(garbled + request[len(garbled) :])
-                if data.draw(st.booleans()):
-                    _native.store32(serving.memory, 8, data.draw(st.integers(0, (1 << 32) - 1)))
-                else:
-                    serving.back.push_responses()
-                serving.back_port.notify()
-                await settle()
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, GrantError):
-                    await task
+                try:
+                    await settle()
+                    answer_somehow(serving, data)
+                    await settle()
+                finally:
+                    task.cancel()
+                    [outcome] = await asyncio.gather(task, return_exceptions=True)
+                assert isinstance(outcome, (list, ProtocolError, asyncio.CancelledError))
                 assert len(front._calls) <= 4
                 assert not front._line
                 assert 0 <= front.free <= 4
