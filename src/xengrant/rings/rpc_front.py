@@ -198,9 +198,8 @@ class AsyncFront:
         try:
             while self._failure is None:
                 self._take()
-                if self._ring.more_to_do():
-                    await asyncio.sleep(0)  # the peer may be quick: others have their turn
-                else:
+                # What is sent meanwhile is pushed in another turn of the loop: at most a ring's responses come in this.
+                if not self._ring.more_to_do():
                     await self._port.wait(peer=self._peer)
         except Exception as failure:
             self._fail(failure)
@@ -230,7 +229,6 @@ class AsyncFront:
         self._failure = failure
         open_calls = [*self._calls.values(), *(answer for waiter in self._line for answer in waiter.answers)]
         self._calls.clear()
-        self._line.clear()
         for answer in open_calls:
             if not answer.done():
                 error = copy.copy(failure)
