@@ -125,14 +125,13 @@ def _fuzz(
                 assert time.monotonic() - started < _BOUND, f"{action} took {time.monotonic() - started:.1f} s"
 
 
-def _long(test: Callable[[], None]) -> None:
+def _long(arguments: Callable[[Callable[..., None]], Callable[[], None]], lies: Callable[..., None]) -> None:
     """Run it again and again, each time with another seed, until the time is out."""
     end = time.monotonic() + _SECONDS
     number = 0
     while True:
-        settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))(
-            seed(number)(test)
-        )()
+        bounded = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        bounded(seed(number)(arguments(lies)))()
         number += 1
         if time.monotonic() >= end:
             break
@@ -140,15 +139,13 @@ def _long(test: Callable[[], None]) -> None:
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
 def test_an_end_survives_whatever_its_peer_writes(machine: Machine, server: bool) -> None:
-    @given(actions=_actions, sizes=_sizes)
     def lies(actions: list[tuple[str, int, int] | tuple[str, int]], sizes: tuple[int, int]) -> None:
         _fuzz(machine, actions, sizes, server=server)
 
-    _long(lies)
+    _long(given(actions=_actions, sizes=_sizes), lies)
 
 
 def test_a_client_survives_whatever_page_it_is_offered(machine: Machine) -> None:
-    @given(page=st.lists(_writes, max_size=12), sizes=_sizes, keys=st.tuples(_words, _words, st.booleans()))
     def lies(page: list[tuple[str, int, int]], sizes: tuple[int, int], keys: tuple[int, int, bool]) -> None:
         with xengrant.connect(machine.url(1)) as one, xengrant.connect(machine.url(2)) as two:
             serving = vchan.serve(2, "lies", domain=one, read_size=sizes[0], write_size=sizes[1])
@@ -167,7 +164,7 @@ def test_a_client_survives_whatever_page_it_is_offered(machine: Machine) -> None
                     _call(client, "read", 100)
                 assert time.monotonic() - started < _BOUND
 
-    _long(lies)
+    _long(given(page=st.lists(_writes, max_size=12), sizes=_sizes, keys=st.tuples(_words, _words, st.booleans())), lies)
 
 
 @pytest.mark.parametrize("server", [True, False], ids=["server", "client"])
