@@ -53,6 +53,7 @@ typedef struct {
     PyObject_HEAD
     Ring *incoming;
     Ring *outgoing;
+    char ended; /* by the subclass, whose `_check_open` then says so */
 } Stream;
 
 /* What __new__ is given is for the subclass's __init__. */
@@ -110,7 +111,7 @@ typedef struct {
 
 /* (subject, timeout=None), each by position or by name. */
 static int
-parse_call(const Stream *self, const char *const names[2], PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
+parse_call(Stream *self, const char *const names[2], PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
            Call *call)
 {
     PyObject *given[2] = {NULL, NULL};
@@ -135,6 +136,12 @@ parse_call(const Stream *self, const char *const names[2], PyObject *const *args
     if (self->incoming == NULL) {
         PyErr_SetString(PyExc_TypeError, "this Stream was not initialised");
         return -1;
+    }
+    if (self->ended) {
+        PyObject *open = PyObject_CallMethod((PyObject *)self, "_check_open", NULL);
+        if (open == NULL)
+            return -1;
+        Py_DECREF(open);
     }
     call->subject = given[0];
     return parse_timeout(given[1] == NULL ? Py_None : given[1], &call->deadline);
@@ -288,6 +295,11 @@ static PyMethodDef stream_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef stream_members[] = {
+    {"_ended", T_BOOL, offsetof(Stream, ended), 0, "Whether it is closed, or being closed."},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot stream_slots[] = {
     {Py_tp_doc, (void *)stream_doc},
     {Py_tp_new, stream_new},
@@ -295,6 +307,7 @@ static PyType_Slot stream_slots[] = {
     {Py_tp_dealloc, stream_dealloc},
     {Py_tp_traverse, stream_traverse},
     {Py_tp_methods, stream_methods},
+    {Py_tp_members, stream_members},
     {0, NULL},
 };
 

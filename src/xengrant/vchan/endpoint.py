@@ -5,10 +5,13 @@ What C programs have in libxenvchan, and speaking to it byte for byte. Above `ch
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -17,7 +20,7 @@ from xengrant._native import Stream
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
-from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed
+from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.vchan import keys as meeting
 from xengrant.vchan.channel import Channel, offer
 from xengrant.vchan.joining import Joined, joining
@@ -32,6 +35,25 @@ if TYPE_CHECKING:
     from xengrant.xenstore import XenStore
 
 T = TypeVar("T")
+
+_open: weakref.WeakSet[Vchan] = weakref.WeakSet()
+
+
+def _note_open(end: Vchan) -> None:
+    """Have `end` closed when the program ends, before the devices that it needs for that."""
+    if not _open:
+        atexit.unregister(_close_open)
+        atexit.register(_close_open)  # now, since what is registered last is called first
+    _open.add(end)
+
+
+def _close_open() -> None:
+    for end in list(_open):
+        if not end.closed:
+            warnings.warn(f"unclosed {end!r}: use close() or a with block", ResourceWarning, source=end, stacklevel=2)
+            with contextlib.suppress(BufferError, OSError, GrantError):
+                end.close()
+
 
 __all__ = ["DEFAULT_SIZE", "Vchan", "connect", "serve"]
 
@@ -83,6 +105,7 @@ class Vchan(Stream):
         self._store = store  # a server's, where its keys stand
         self._ended = False  # or is being closed
         self._closing = threading.RLock()
+        _note_open(self)
 
     @property
     def domid(self) -> int:
@@ -128,6 +151,7 @@ class Vchan(Stream):
 
     def fileno(self) -> int:
         """Readable when the peer told of something: call `wait(0)`, then look (libxenvchan_fd_for_select)."""
+        self._check_open()
         return self._channels.fileno()
 
     def wait(self, timeout: float | None = None) -> None:
@@ -243,6 +267,8 @@ class Vchan(Stream):
         self.close()
 
     def __del__(self) -> None:
+        if sys.is_finalizing():  # _close_open was here before, while there was something to close it with
+            return
         held = getattr(self, "_held", None)
         if held is not None and not self._channel.closed:
             warnings.warn(f"unclosed {self!r}: use close() or a with block", ResourceWarning, source=self, stacklevel=2)

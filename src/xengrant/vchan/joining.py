@@ -91,5 +91,5 @@ def _no_server(domid: int, where: str, timeout: float | None, failure: Exception
     if failure is None:
         why = f"domain {domid} offers this domain nothing there: start its server, or check path and domid"
     else:
-        why = f"what domain {domid} offers there leads nowhere ({failure})"
+        why = f"what domain {domid} offers there is another client's, or its server is gone ({failure})"
     return TimeoutError(f"no vchan at {where} in {timeout} seconds: {why}")
