@@ -110,7 +110,7 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
         return SILENCED;
     int life = self->life == NULL ? -1 : hold_descriptor(self->life);
     int waker = hold_descriptor(self->waker);
-    struct pollfd polled[] = {{bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
+    struct pollfd polled[] = {{self->hung_up ? -1 : bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
     struct timespec limit;
     Waited end = limit_wait(self, deadline, &limit);
     int count = ppoll(polled, life < 0 ? 2 : 3, &limit, NULL);
@@ -127,6 +127,8 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
             eventfd_read(waker, &ignored);
         }
         /* A peer of an embedded machine may shut its end down: no event is ever to come, which is no error. */
+        if (!self->is_kernels && (polled[0].revents & (POLLHUP | POLLERR)))
+            self->hung_up = 1;
         if (life >= 0 && polled[2].revents != 0)
             result = SILENCED;
         else if (self->is_kernels && (polled[0].revents & (POLLERR | POLLNVAL)))
@@ -161,6 +163,8 @@ wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
     if (!__atomic_compare_exchange_n(&self->led, &nobody, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         return follow(self, seen, deadline);
     Waited result = lead(self, seen, deadline);
+    /* First, so that who leads next and looked before this event does not sleep over it. */
+    __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&self->led, 0, __ATOMIC_SEQ_CST);
     tell_all(self); /* of the event, or for another to lead */
     return result;

@@ -915,6 +915,7 @@ after_fork_in_parent(void)
 static void
 after_fork_in_child(void)
 {
+    fork_generation++;
     while (mapped != NULL) {
         Mapping *self = mapped;
         mmap(self->address, (size_t)self->length, PROT_NONE,
@@ -925,6 +926,8 @@ after_fork_in_child(void)
     }
     pthread_mutex_unlock(&mapped_lock);
 }
+
+uint32_t fork_generation;
 
 static int at_fork_error;
 

@@ -92,6 +92,7 @@ typedef struct {
     uint32_t led;       /* 1 while a thread polls */
     uint32_t wakes;     /* counts calls of wake() */
     uint32_t stopped;   /* 1 where nobody is to wait */
+    uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
 } Doorbell;
 
@@ -119,10 +120,11 @@ typedef struct {
     uint32_t state; /* 0 free, 1 held, 2 held and waited for; a futex */
     uint32_t depth;
     uintptr_t owner;
+    uint32_t generation;
 } Turn;
 
-/* With the GIL, which others have while this waits. 0, or -1 where a signal handler raised. */
-int take_turn(Turn *turn);
+/* With the GIL, which others have while this waits. 0, or -1 and an error is set: of a handler, or TimeoutError. */
+int take_turn(Turn *turn, uint64_t deadline);
 void end_turn(Turn *turn);
 
 /* ---- Rings of bytes, and a vchan's notify bytes ------------------------------------------------------------ */
@@ -139,6 +141,7 @@ typedef struct {
     uint32_t lie;  /* the peer's index that was refused */
     uint32_t seen; /* bytes that may be read, or written, when the peer's index was last loaded, less what was since */
     uint32_t busy; /* 1 while a call uses the above */
+    uint32_t generation;
     char writes;
     /* Of a vchan's end, which can be told and waits: NULL without. */
     Doorbell *doorbell;
@@ -147,15 +150,13 @@ typedef struct {
     Py_ssize_t asked_at; /* where the peer does */
     uint64_t poll;       /* nanoseconds to look before sleeping */
     uint32_t wakes;      /* of the doorbell's, those that this end's waits have returned for */
-    uint32_t outcome;    /* of the last wait */
-    size_t moved;        /* bytes that the last call moved, which may have waited in vain for more */
     Turn turn;           /* of those that move bytes, and may wait for them */
 } Ring;
 
-/* Sends from, or receives into, a buffer from byte `start` on: how many bytes; -1 where `outcome` says why not. */
+/* Sends from, or receives into, a buffer from byte `start` on: how many bytes, or a tuple: how many, and why not all. */
 PyObject *pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline);
 
-/* Takes at most so many bytes, or all of them; None where `outcome` says why not. */
+/* Takes at most so many bytes, or all of them; or an int that says why not. */
 PyObject *receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline);
 
 int is_ring(PyObject *object, int writes);
@@ -238,5 +239,8 @@ PyObject *make_held(PyTypeObject *type, PyObject *whose, PyObject *names, Mappin
 
 /* Returns 0 or an errno; only the first call in a process does anything. */
 int register_at_fork(void);
+
+/* How many forks lie between this process and the one that loaded the module: locks of another are nobody's. */
+extern uint32_t fork_generation;
 
 #endif

@@ -64,6 +64,10 @@ occupy_without_gil(Ring *self)
 static void
 occupy(Ring *self)
 {
+    if (self->generation != fork_generation) { /* another thread of the parent may have been at it */
+        self->generation = fork_generation;
+        self->busy = 0;
+    }
     if (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
         Py_BEGIN_ALLOW_THREADS
         occupy_without_gil(self);
@@ -220,6 +224,7 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs, int writes)
     self->start = start;
     self->size = (uint32_t)size;
     self->writes = (char)writes;
+    self->generation = fork_generation;
     Opened opened;
     if (ring_open(self, &opened) < 0) {
         Py_DECREF(self);
@@ -404,9 +409,18 @@ peer_is_gone(const Ring *self, const Opened *opened)
 }
 
 static int
-spin(const Ring *self, const Opened *opened, uint32_t wanted)
+is_woken(const Ring *self)
+{
+    return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != self->wakes ||
+           __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
+}
+
+static int
+spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
     uint64_t end = monotonic_now() + self->poll;
+    if (deadline < end)
+        end = deadline;
     do {
         for (int i = 0; i < 32; i++) {
             if (is_there(self, opened, wanted))
@@ -417,7 +431,7 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted)
             __asm__ volatile("yield");
 #endif
         }
-    } while (monotonic_now() < end);
+    } while (monotonic_now() < end && !is_woken(self) && !peer_is_gone(self, opened));
     return 0;
 }
 
@@ -426,7 +440,7 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted)
 static Outcome
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
-    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted)))
+    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
         return READY;
     uint8_t *ask = (uint8_t *)opened->indices.buf + self->ask_at;
     uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
@@ -437,34 +451,35 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
     /* What the peer wrote before it went is there by now. */
     if (peer_is_gone(self, opened))
         return is_there(self, opened, wanted) ? READY : PEER_GONE;
-    uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-    if (wakes != self->wakes || __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST)) {
-        self->wakes = wakes;
+    if (is_woken(self)) {
+        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
         return WOKEN;
     }
     Waited waited = wait_for_change(self->doorbell, seen, deadline);
     /* Before it is asked for again. */
     if (is_there(self, opened, wanted))
         return READY;
-    /* With an event a signal may have come. */
-    return waited == TIMED_OUT ? LATE : waited == SILENCED ? SILENT : PAUSED;
+    if (waited == TIMED_OUT || (deadline != NEVER && monotonic_now() >= deadline)) /* whatever events come */
+        return LATE;
+    return waited == SILENCED ? SILENT : PAUSED; /* with an event a signal may have come */
 }
 
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
 static Outcome
-pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline)
+pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
+     size_t *moved)
 {
     for (uint32_t promised = 0;;) {
         if (self->writes && peer_is_gone(self, opened))
             return PEER_GONE;
-        size_t rest = length - self->moved;
+        size_t rest = length - *moved;
         occupy_without_gil(self);
         int looked = look_again(self, opened, promised);
         uint32_t count = rest < self->seen ? (uint32_t)rest : self->seen;
         if (looked < 0 || (whole && count < rest))
             count = 0;
         if (count > 0) {
-            copy(self, opened, memory + self->moved, count);
+            copy(self, opened, memory + *moved, count);
             publish(self, opened, count);
         }
         vacate(self);
@@ -472,8 +487,8 @@ pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least
             return LIE;
         if (count > 0)
             tell(self, opened);
-        self->moved += count;
-        if (self->moved >= least)
+        *moved += count;
+        if (*moved >= least)
             return READY;
         promised = whole ? (uint32_t)length : 1;
         Outcome outcome = await_bytes(self, opened, promised, deadline);
@@ -504,15 +519,14 @@ handle_signals(Ring *self, Opened *opened)
     return PyErr_CheckSignals() < 0 ? -1 : take_buffers(self, opened);
 }
 
-/* 1 where the bytes were moved, 0 where `outcome` says why not, -1 where an error is set. The buffers are released. */
+/* 0, or -1 where an error is set. The buffers are released. */
 static int
 finish(Ring *self, Opened *opened, Outcome outcome)
 {
-    self->outcome = outcome;
     if (outcome == LIE)
         refuse(self);
     release_buffers(opened);
-    return outcome == LIE ? -1 : outcome == READY;
+    return outcome == LIE ? -1 : 0;
 }
 
 /* As await_bytes, with the GIL, and signals handled. -1 where an error is set and the buffers are released. */
@@ -532,7 +546,8 @@ await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadlin
 
 /* Moves what can be moved at once; whether that is enough. With the GIL. */
 static int
-move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, Outcome *outcome)
+move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, size_t *moved,
+             Outcome *outcome)
 {
     if (self->writes && peer_is_gone(self, opened))
         return 0;
@@ -548,7 +563,7 @@ move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size
             move(self, opened, memory, count);
     }
     vacate(self);
-    self->moved = count;
+    *moved = count;
     return *outcome == LIE || count >= least;
 }
 
@@ -568,20 +583,20 @@ pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int wh
     Opened opened;
     if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
         Outcome outcome = READY;
-        self->moved = 0;
+        size_t moved = 0; /* this call's own: a signal handler may use the same end */
         if (least > length)
             least = length;
         int failed = 0;
-        if (!move_at_once(self, &opened, (char *)memory.buf + start, length, least, whole, &outcome)) {
+        if (!move_at_once(self, &opened, (char *)memory.buf + start, length, least, whole, &moved, &outcome)) {
             do {
                 Py_BEGIN_ALLOW_THREADS
-                outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline);
+                outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline, &moved);
                 Py_END_ALLOW_THREADS
                 failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
             } while (outcome == PAUSED && !failed);
         }
-        int finished = failed ? -1 : finish(self, &opened, outcome);
-        result = finished < 0 ? NULL : PyLong_FromSsize_t(finished ? (Py_ssize_t)self->moved : -1);
+        if (!failed && finish(self, &opened, outcome) == 0)
+            result = outcome == READY ? PyLong_FromSize_t(moved) : Py_BuildValue("ni", (Py_ssize_t)moved, (int)outcome);
     }
     PyBuffer_Release(&memory);
     return result;
@@ -616,7 +631,6 @@ receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline)
     if (check_waiting(self, (size_t)most, whole) < 0 || take_buffers(self, &opened) < 0)
         return NULL;
     uint32_t wanted = whole ? (uint32_t)most : most > 0;
-    self->moved = 0;
     Outcome outcome = READY;
     if (!is_there(self, &opened, wanted) && await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
         return NULL;
@@ -633,8 +647,9 @@ receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline)
         }
         vacate(self);
     }
-    int finished = finish(self, &opened, outcome);
-    return finished < 0 ? NULL : finished ? result : Py_NewRef(Py_None);
+    if (finish(self, &opened, outcome) < 0)
+        return NULL;
+    return outcome == READY ? result : PyLong_FromLong(outcome);
 }
 
 static PyObject *
@@ -668,8 +683,7 @@ ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
             outcome = LIE;
         vacate(self);
     }
-    int finished = finish(self, &opened, outcome);
-    return finished < 0 ? NULL : PyBool_FromLong(finished);
+    return finish(self, &opened, outcome) < 0 ? NULL : PyLong_FromLong(outcome);
 }
 
 static PyObject *
@@ -719,7 +733,7 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
 static PyObject *
 ring_enter(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
-    return take_turn(&((Ring *)object)->turn) < 0 ? NULL : Py_NewRef(object);
+    return take_turn(&((Ring *)object)->turn, NEVER) < 0 ? NULL : Py_NewRef(object);
 }
 
 static PyObject *
@@ -727,18 +741,6 @@ ring_exit(PyObject *object, PyObject *Py_UNUSED(args))
 {
     end_turn(&((Ring *)object)->turn);
     Py_RETURN_NONE;
-}
-
-static PyObject *
-ring_get_outcome(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLong(((Ring *)object)->outcome);
-}
-
-static PyObject *
-ring_get_moved(PyObject *object, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(((Ring *)object)->moved);
 }
 
 static PyObject *
@@ -761,16 +763,11 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
      "`live` is 0 (-1: there is none). Before another thread uses it."},                                     \
     {"wait", (PyCFunction)(void (*)(void))ring_wait, METH_FASTCALL,                                          \
      "wait($self, wanted, timeout, /)\n--\n\n"                                                              \
-     "Wait until so many bytes are there; False where `outcome` says why they are not."},                    \
+     "Wait until so many bytes are there. Returns how it ended: 0 they are, 1 the peer is gone, 2 the time was out, 3 the\n" \
+     "doorbell was woken, 4 no event can come any more."},                    \
     {"__enter__", ring_enter, METH_NOARGS,                                                                   \
      "__enter__($self, /)\n--\n\nHave a turn: other threads that want one wait for its end. They nest."},     \
     {"__exit__", ring_exit, METH_VARARGS, "__exit__($self, exc_type, exc, traceback, /)\n--\n\nEnd the turn."}
-
-#define WAITING_GETSET                                                                                       \
-    {"outcome", ring_get_outcome, NULL,                                                                      \
-     "How the last wait ended: 0 it did not fail, 1 the peer is gone, 2 the time was out, 3 the doorbell was woken, 4\n" \
-     "no event can come any more.", NULL},                                                    \
-    {"moved", ring_get_moved, NULL, "Bytes that the last call that waits moved.", NULL}
 
 static PyMethodDef reader_methods[] = {
     {"read", reader_read, METH_O, "read($self, most, /)\n--\n\nTake what is ready, at most that many bytes; b\"\" for none."},
@@ -782,10 +779,12 @@ static PyMethodDef reader_methods[] = {
      "consume($self, count, /)\n--\n\nGive the peer the room of the next bytes. ValueError for more than were seen ready."},
     {"receive", (PyCFunction)(void (*)(void))reader_receive, METH_FASTCALL,
      "receive($self, most, whole, timeout, /)\n--\n\n"
-     "Take what is ready, at most that many bytes, or all of them, waiting for it. None where `outcome` says why not."},
+     "Take what is ready, at most that many bytes, or all of them, waiting for it;\n"
+     "or how the wait for them ended, as `wait` has it."},
     {"receive_into", (PyCFunction)(void (*)(void))reader_receive_into, METH_FASTCALL,
      "receive_into($self, buffer, timeout, /)\n--\n\n"
-     "Take what is ready and fits, waiting for a byte: how many; -1 where `outcome` says why none."},
+     "Take what is ready and fits, waiting for a byte: how many; or 0 and how\n"
+     "the wait ended, as `wait` has it."},
     WAITING,
     {NULL, NULL, 0, NULL},
 };
@@ -798,8 +797,8 @@ static PyMethodDef writer_methods[] = {
      "commit($self, count, /)\n--\n\nShow the peer the next bytes. ValueError for more than were seen free."},
     {"send", (PyCFunction)(void (*)(void))writer_send, METH_FASTCALL,
      "send($self, buffer, start, whole, timeout, /)\n--\n\n"
-     "Write the bytes from `start` on, at once where `whole`, waiting for room: how many. -1 where `outcome` says why not\n"
-     "all of them, and `moved` how many."},
+     "Write the bytes from `start` on, at once where `whole`, waiting for room: how many; or, where\n"
+     "that was not all, how many and how the wait ended, as `wait` has it."},
     WAITING,
     {NULL, NULL, 0, NULL},
 };
@@ -808,7 +807,6 @@ static PyGetSetDef reader_getset[] = {
     {"ready", ring_get_available, NULL, "Bytes that can be read now; the peer's index is loaded once.", NULL},
     {"size", ring_get_size, NULL, "The ring's bytes.", NULL},
     {"cons", ring_get_own, NULL, "This end's own index, modulo 2**32.", NULL},
-    WAITING_GETSET,
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -816,7 +814,6 @@ static PyGetSetDef writer_getset[] = {
     {"space", ring_get_available, NULL, "Bytes that can be written now; the peer's index is loaded once.", NULL},
     {"size", ring_get_size, NULL, "The ring's bytes.", NULL},
     {"prod", ring_get_own, NULL, "This end's own index, modulo 2**32.", NULL},
-    WAITING_GETSET,
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -1,22 +1,24 @@
 /* Stream: both ends of a vchan together, as a class's base that moves bytes with nothing of Python between the caller and
  * the ring. What is unusual (the peer went, the time is out, a signal came, somebody woke us) goes to methods of the
- * subclass, which looks at the ring's `outcome` and goes on, or raises. And Turn, which both share.
+ * subclass, which goes on, or raises. And Turn, which both share.
  */
 
 #include "native.h"
 
-#include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- Turns --------------------------------------------------------------------------------------------- */
 
 int
-take_turn(Turn *turn)
+take_turn(Turn *turn, uint64_t deadline)
 {
     uintptr_t self = (uintptr_t)pthread_self();
+    if (turn->generation != fork_generation)
+        *turn = (Turn){.generation = fork_generation};
     if (__atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
         turn->depth++;
         return 0;
@@ -24,11 +26,18 @@ take_turn(Turn *turn)
     uint32_t expected = 0;
     if (!__atomic_compare_exchange_n(&turn->state, &expected, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
         while (__atomic_exchange_n(&turn->state, 2, __ATOMIC_ACQUIRE) != 0) {
-            int error;
+            uint64_t now = deadline == NEVER ? 0 : monotonic_now();
+            uint64_t rest = deadline == NEVER ? NEVER : deadline > now ? deadline - now : 0;
+            if (rest == 0) {
+                PyErr_SetString(PyExc_TimeoutError, "another thread reads, or writes, here, and the time is out");
+                return -1;
+            }
+            /* Not for longer than a second, since a signal that comes just before the call does not end it. */
+            struct timespec limit = {.tv_sec = rest >= 1000000000u, .tv_nsec = rest >= 1000000000u ? 0 : (long)rest};
             Py_BEGIN_ALLOW_THREADS
-            error = syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, 2, NULL, NULL, 0) < 0 ? errno : 0;
+            syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, 2, &limit, NULL, 0);
             Py_END_ALLOW_THREADS
-            if (error == EINTR && PyErr_CheckSignals() < 0)
+            if (PyErr_CheckSignals() < 0)
                 return -1;
         }
     }
@@ -166,16 +175,16 @@ deadline_object(const Call *call)
 static PyObject *
 write_all(Stream *self, const Call *call, int whole)
 {
-    if (take_turn(&self->outgoing->turn) < 0)
+    if (take_turn(&self->outgoing->turn, call->deadline) < 0)
         return NULL;
     PyObject *result = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->deadline);
-    if (result != NULL && PyLong_AsSsize_t(result) < 0) {
-        Py_DECREF(result);
-        PyObject *deadline = deadline_object(call);
+    if (result != NULL && PyTuple_Check(result)) {
+        PyObject *progress = result, *deadline = deadline_object(call);
         result = deadline == NULL ? NULL
-                                  : PyObject_CallMethod((PyObject *)self, "_send_on", "OOO", call->subject,
-                                                        whole ? Py_True : Py_False, deadline);
+                                  : PyObject_CallMethod((PyObject *)self, "_send_on", "OOOO", call->subject,
+                                                        whole ? Py_True : Py_False, deadline, progress);
         Py_XDECREF(deadline);
+        Py_DECREF(progress);
     }
     end_turn(&self->outgoing->turn);
     return result;
@@ -211,16 +220,16 @@ stream_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject
 static PyObject *
 read_bytes(Stream *self, const Call *call, Py_ssize_t most, int whole)
 {
-    if (take_turn(&self->incoming->turn) < 0)
+    if (take_turn(&self->incoming->turn, call->deadline) < 0)
         return NULL;
     PyObject *result = receive_bytes(self->incoming, most, whole, call->deadline);
-    if (result == Py_None) {
-        Py_DECREF(result);
-        PyObject *deadline = deadline_object(call);
+    if (result != NULL && PyLong_Check(result)) {
+        PyObject *outcome = result, *deadline = deadline_object(call);
         result = deadline == NULL ? NULL
-                                  : PyObject_CallMethod((PyObject *)self, "_receive_on", "nOO", most,
-                                                        whole ? Py_True : Py_False, deadline);
+                                  : PyObject_CallMethod((PyObject *)self, "_receive_on", "nOOO", most,
+                                                        whole ? Py_True : Py_False, deadline, outcome);
         Py_XDECREF(deadline);
+        Py_DECREF(outcome);
     }
     end_turn(&self->incoming->turn);
     return result;
@@ -254,16 +263,16 @@ stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObj
     Stream *self = (Stream *)object;
     Call call;
     if (parse_call(self, buffer_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "buffer") < 0 ||
-        take_turn(&self->incoming->turn) < 0)
+        take_turn(&self->incoming->turn, call.deadline) < 0)
         return NULL;
     PyObject *result = pump_buffer(self->incoming, call.subject, 0, 1, 0, call.deadline);
-    if (result != NULL && PyLong_AsSsize_t(result) < 0) {
-        Py_DECREF(result);
-        PyObject *deadline = deadline_object(&call);
+    if (result != NULL && PyTuple_Check(result)) {
+        PyObject *progress = result, *deadline = deadline_object(&call);
         result = deadline == NULL
                      ? NULL
-                     : PyObject_CallMethod(object, "_receive_into_on", "OO", call.subject, deadline);
+                     : PyObject_CallMethod(object, "_receive_into_on", "OOO", call.subject, deadline, progress);
         Py_XDECREF(deadline);
+        Py_DECREF(progress);
     }
     end_turn(&self->incoming->turn);
     return result;
@@ -272,8 +281,8 @@ stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObj
 PyDoc_STRVAR(stream_doc,
 "Stream(incoming, outgoing, /)\n--\n\n"
 "Both ends of a vchan: moves bytes, and waits for them, in one call each. Whatever keeps it from that, and the end of\n"
-"the doorbell's patience, goes to the subclass's `_send_on(data, whole, deadline)`,\n"
-"`_receive_on(most, whole, deadline)` or `_receive_into_on(buffer, deadline)`, which return what the call is to return.");
+"the doorbell's patience, goes to the subclass's `_send_on(data, whole, deadline, progress)`,\n"
+"`_receive_on(most, whole, deadline, outcome)` or `_receive_into_on(buffer, deadline, progress)`, which return what the call is to return.");
 
 #define CALL(NAME, FUNCTION, SIGNATURE, DOC)                                                                 \
     {NAME, (PyCFunction)(void (*)(void))FUNCTION, METH_FASTCALL | METH_KEYWORDS, NAME "($self, " SIGNATURE ")\n--\n\n" DOC}

@@ -72,6 +72,7 @@ class SharedReader:
         self._waker = _new_eventfd()  # for the leader, who takes back what wake() wrote
         self._closer = _new_eventfd()  # for the other pollers
         self._close_wakers = weakref.finalize(self, _close_descriptors, self._waker, self._closer)
+        self._close_wakers.atexit = False  # what else is closed then may still wake somebody
         self._leaders_poller = self._new_poller(select.POLLIN, self._waker)
 
     def wait_until(self, predicate: Callable[[], bool], deadline: float | None) -> bool:

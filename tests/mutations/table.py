@@ -299,8 +299,8 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.client_before_server": M("vchan/joining.py", "        if left == 0:\n", "        if left is not None:\n"),
     "vchan.client_closes_first": M(
         "vchan/endpoint.py",
-        "        if not sent:\n            raise self._peer_closed()",
-        "        if not sent:\n            raise InterfaceClosed('')",
+        "            raise self._peer_closed()\n        return done",
+        "            raise InterfaceClosed('')\n        return done",
     ),
     "vchan.in_place": M("vchan/endpoint.py", "ring.consume(count)", "ring.consume(0)"),
     "vchan.keys_are_the_clients": M("vchan/keys.py", 'Permission(client, "r")', 'Permission(client, "b")'),
@@ -323,8 +323,8 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
-        "        if data is None and whole:\n            raise self._peer_closed()\n",
-        "",
+        "            raise self._peer_closed()\n        return data\n",
+        "            pass\n        return data\n",
     ),
     # vchan for asyncio
     "vchan_streams.both_ways": M(

@@ -10,13 +10,14 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from typing import Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xengrant._native import Descriptor, Doorbell, RingReader, RingWriter, ask_notify, take_notify
+from xengrant._native import Descriptor, Doorbell, RingReader, RingWriter, Stream, ask_notify, take_notify
 from xengrant.errors import ProtocolError
 
 _START, _SIZE = 64, 256
@@ -232,8 +233,7 @@ def test_a_wait_asks_to_be_told_and_ends_with_the_event() -> None:
     memory = _live_memory()
     with _Bell() as bell:
         reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
-        assert not reader.wait(1, 0)
-        assert reader.outcome == _LATE
+        assert reader.wait(1, 0) == _LATE
         assert memory[_ASK] == 1
         writing = threading.Timer(0.05, writer.write, (b"x",))
         writing.start()
@@ -260,13 +260,10 @@ def test_a_wait_ends_where_the_peer_is_gone_but_what_it_wrote_is_read() -> None:
         writer.write(b"last")
         memory[_LIVE] = 0
         assert reader.receive(4, True, 10) == b"last"
-        assert reader.receive(1, False, 10) is None
-        assert reader.outcome == _GONE
-        assert writer.send(b"x", 0, True, 10) == -1
-        assert (writer.outcome, writer.moved) == (_GONE, 0)
+        assert reader.receive(1, False, 10) == _GONE
+        assert writer.send(b"x", 0, True, 10) == (0, _GONE)
         reader.bind(bell.here, -1, _ASK, _ASKED, 0)
-        assert reader.receive_into(bytearray(5), 0.01) == -1
-        assert reader.outcome == _LATE, "-1: nobody's end counts"
+        assert reader.receive_into(bytearray(5), 0.01) == (0, _LATE), "-1: nobody's end counts"
 
 
 def test_a_message_is_moved_whole_or_not_at_all() -> None:
@@ -274,11 +271,9 @@ def test_a_message_is_moved_whole_or_not_at_all() -> None:
     with _Bell() as bell:
         reader, writer = _bound_reader(memory, bell.here), _peers_writer(memory, bell.there)
         assert writer.send(b"a" * 200, 0, True, 0) == 200
-        assert writer.send(b"b" * 57, 0, True, 0) == -1
-        assert (writer.outcome, writer.moved) == (_LATE, 0)
-        assert reader.receive(201, True, 0) is None
-        assert writer.send(b"b" * 57, 0, False, 0) == -1
-        assert (writer.outcome, writer.moved) == (_LATE, 56)
+        assert writer.send(b"b" * 57, 0, True, 0) == (0, _LATE)
+        assert reader.receive(201, True, 0) == _LATE
+        assert writer.send(b"b" * 57, 0, False, 0) == (56, _LATE)
         assert reader.receive(256, True, 0) == b"a" * 200 + b"b" * 56
         for call in (lambda: writer.send(b"x" * 257, 0, True, 0), lambda: reader.receive(257, True, 0)):
             with pytest.raises(ValueError, match="257 bytes at once do not fit in a ring of 256"):
@@ -299,7 +294,7 @@ def test_a_stream_larger_than_the_ring_is_one_call() -> None:
             buffer = bytearray(100)
             while len(got) < len(data):
                 count = reader.receive_into(buffer, 10)
-                assert count > 0, reader.outcome
+                assert isinstance(count, int)
                 got.extend(buffer[:count])
 
         reading = threading.Thread(target=read)
@@ -314,14 +309,11 @@ def test_a_wait_is_woken_and_ends_with_the_machine() -> None:
     with _Bell() as bell:
         reader = _bound_reader(memory, bell.here)
         bell.here.wake()
-        assert not reader.wait(1, 10)
-        assert reader.outcome == _WOKEN, "also for a wake before the wait"
+        assert reader.wait(1, 10) == _WOKEN, "also for a wake before the wait"
         threading.Timer(0.05, bell.here.wake).start()
-        assert reader.receive(1, True, 10) is None
-        assert reader.outcome == _WOKEN
+        assert reader.receive(1, True, 10) == _WOKEN
         bell.life[1].close()
-        assert not reader.wait(1, 10)
-        assert reader.outcome == _SILENT
+        assert reader.wait(1, 10) == _SILENT
 
 
 def test_polling_sees_what_comes_without_an_event() -> None:
@@ -329,7 +321,7 @@ def test_polling_sees_what_comes_without_an_event() -> None:
     with _Bell() as bell:
         reader, writer = _bound_reader(memory, bell.here, poll=4.0), _writer(memory)
         threading.Timer(0.05, writer.write, (b"x",)).start()
-        assert reader.wait(1, 10)
+        assert reader.wait(1, 10) == 0
         assert memory[_ASK] == 0, "it asked to be told before it had polled"
         for wrong in (-1.0, float("nan"), 1e9):
             with pytest.raises(ValueError, match="poll is a number of seconds"):
@@ -375,8 +367,7 @@ def test_a_signal_handler_runs_in_a_wait() -> None:
         with _Bell() as bell:
             reader = _bound_reader(memory, bell.here)
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-            assert not reader.wait(1, 1)
-            assert (reader.outcome, called) == (_LATE, [signal.SIGUSR1])
+            assert (reader.wait(1, 1), called) == (_LATE, [signal.SIGUSR1])
 
             class StopError(Exception):
                 pass
@@ -390,6 +381,76 @@ def test_a_signal_handler_runs_in_a_wait() -> None:
                 reader.receive(1, True, 10)
     finally:
         signal.signal(signal.SIGUSR1, old)
+
+
+def test_a_signal_handler_may_use_the_end_that_its_thread_waits_on() -> None:
+    """What the call under way has moved is that call's own: else its next copy begins elsewhere."""
+    memory = _live_memory()
+    old = signal.getsignal(signal.SIGUSR1)
+    try:
+        with _Bell() as bell:
+            writer = _peers_writer(memory, bell.there)
+            reader = _bound_reader(memory, bell.here)
+            taken: list[object] = []
+
+            def take(number: int, frame: object) -> None:
+                reader.readinto(bytearray(50))
+                taken.append(writer.send(b"z" * 60, 0, False, 0))
+
+            signal.signal(signal.SIGUSR1, take)
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+            assert writer.send(b"a" * 300, 0, False, 0.5) == (256, _LATE)
+            assert taken == [(50, _LATE)]
+            assert reader.read(1000) == b"a" * 206 + b"z" * 50
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
+def test_events_without_end_do_not_prolong_a_wait() -> None:
+    memory = _live_memory()
+    with _Bell() as bell, open("/dev/zero", "rb") as always:
+        for doorbell in (Doorbell(Descriptor(os.dup(always.fileno())), 1, None), bell.here):
+            bell.ends[1].close()  # which polls as hung up, for ever
+            started = time.monotonic()
+            assert _bound_reader(memory, doorbell).wait(1, 0.1) == _LATE
+            assert time.monotonic() - started < 5
+
+
+def test_a_turn_is_waited_for_no_longer_than_asked_and_never_inherited() -> None:
+    memory = _live_memory()
+    with _Bell() as bell:
+        stream = Stream(_bound_reader(memory, bell.here), _writer(memory))
+        with stream_turn(stream, memory, bell):
+            started = time.monotonic()
+            with pytest.raises(TimeoutError, match="another thread"):
+                stream.read(1, 0.05)
+            assert time.monotonic() - started < 5
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    stream.read(1, 0)
+                except AttributeError:  # it had a turn, and went on: to the subclass's method
+                    status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+@contextlib.contextmanager
+def stream_turn(stream: Stream, memory: bytearray, bell: _Bell) -> Iterator[None]:
+    """Another thread is in `stream.read`, and waits there."""
+    reading = threading.Thread(target=lambda: stream.read(1, 30))
+    reading.start()
+    deadline = time.monotonic() + 20
+    while memory[_ASK] == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        _peers_writer(memory, bell.there).write(b"x")
+        reading.join(20)
 
 
 def test_a_lie_ends_a_wait_and_is_refused() -> None:

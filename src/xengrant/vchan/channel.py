@@ -136,8 +136,8 @@ class Channel:
         exports = sum(memory.exports for memory in memories.values())
         if exports:
             raise BufferError(f"cannot close a vchan with {exports} views of its rings alive: release them first")
-        self._closed = True
         try:
+            self._closed = True
             store8(self.control, self._live, abi.LIVE_GONE)
             self.doorbell.ring()
         finally:

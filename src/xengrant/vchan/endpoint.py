@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from xengrant._native import Stream
 from xengrant.arguments import checked_domid
@@ -29,12 +29,9 @@ from xengrant.waiting import deadline_after, seconds_until
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from xengrant._native import RingReader, RingWriter
     from xengrant.evtchn import EventChannels, Port
     from xengrant.peer import Peer
     from xengrant.xenstore import XenStore
-
-T = TypeVar("T")
 
 _open: weakref.WeakSet[Vchan] = weakref.WeakSet()
 
@@ -103,7 +100,7 @@ class Vchan(Stream):
         if peer is not None:
             self._doorbell.patience = _PATIENCE
         self._store = store  # a server's, where its keys stand
-        self._ended = False  # or is being closed
+        self._finished = False
         self._closing = threading.RLock()
         _note_open(self)
 
@@ -208,8 +205,9 @@ class Vchan(Stream):
         ring = self._incoming
         with ring:
             self._check_open()
-            if not ring.wait(1, timeout):
-                self._go_on(ring, lambda left: ring.wait(1, left), deadline)
+            outcome = ring.wait(1, timeout)
+            if outcome != _READY:
+                self._watch(lambda left: ring.wait(1, left), outcome, deadline, self._wrote_nothing)
             return self._channel.peek()
 
     def consume(self, count: int) -> None:
@@ -227,8 +225,10 @@ class Vchan(Stream):
         ring = self._outgoing
         with ring:
             self._check_open()
-            if not ring.wait(1, timeout):
-                self._go_on(ring, lambda left: ring.wait(1, left), deadline)
+            outcome = ring.wait(1, timeout)
+            if outcome != _READY:
+                late = f"domain {self.domid} read nothing from"
+                self._watch(lambda left: ring.wait(1, left), outcome, deadline, late)
             if not self._channel.is_open:
                 raise self._peer_closed()
             return self._channel.reserve()
@@ -244,20 +244,28 @@ class Vchan(Stream):
 
         Whoever waits gets `InterfaceClosed`. `BufferError` while views of the rings are alive: then it stays open.
         """
-        if self._channel.closed:
+        if self._finished:
             return
         with self._closing:
-            self._ended = True
+            if not self._channel.closed:
+                self._stop()
             try:
-                self._doorbell.stop(True)  # who waits, and who waits for that one's turn, sees that it has ended
-                with self._incoming, self._outgoing:
-                    self._channel.close()
-            except BaseException:
-                self._ended = self._channel.closed
-                self._doorbell.stop(self._ended)
-                raise
-            self._doorbell.close()
-            self._held.close()
+                self._doorbell.close()
+            finally:
+                self._held.close()
+                self._finished = True
+
+    def _stop(self) -> None:
+        """Close the channel, once nobody uses it any more."""
+        self._ended = True
+        try:
+            self._doorbell.stop(True)  # who waits, and who waits for that one's turn, sees that it has ended
+            with self._incoming, self._outgoing:
+                self._channel.close()
+        finally:
+            if not self._channel.closed:
+                self._ended = False
+                self._doorbell.stop(False)
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -282,52 +290,56 @@ class Vchan(Stream):
 
     # Waiting. `_native.Stream` does it, in one call where nothing comes between; else these go on.
 
-    def _send_on(self, data: Buffer, whole: bool, deadline: float | None) -> int:
-        ring = self._outgoing
-        done = ring.moved
+    def _send_on(self, data: Buffer, whole: bool, deadline: float | None, progress: tuple[int, int]) -> int:
+        done, outcome = progress
 
-        def send(left: float | None) -> bool:
+        def send(left: float | None) -> int:
             nonlocal done
-            finished = ring.send(data, done, whole, left) >= 0
-            done += ring.moved
-            return finished
+            result = self._outgoing.send(data, done, whole, left)
+            count, how = (result, _READY) if isinstance(result, int) else result
+            done += count
+            return how
 
         try:
-            sent = self._go_on(ring, send, deadline)
+            outcome = self._watch(send, outcome, deadline, f"domain {self.domid} read nothing from")
         except TimeoutError:
             if done == 0:
                 raise
             return done
-        if not sent:
+        if outcome == _PEER_GONE:
             raise self._peer_closed()
         return done
 
-    def _receive_on(self, most: int, whole: bool, deadline: float | None) -> bytes:
-        ring = self._incoming
-        data = self._go_on(ring, lambda left: ring.receive(most, whole, left), deadline)
-        if data is None and whole:
+    def _receive_on(self, most: int, whole: bool, deadline: float | None, outcome: int) -> bytes:
+        data = b""
+
+        def receive(left: float | None) -> int:
+            nonlocal data
+            result = self._incoming.receive(most, whole, left)
+            if isinstance(result, int):
+                return result
+            data = result
+            return _READY
+
+        if self._watch(receive, outcome, deadline, self._wrote_nothing) == _PEER_GONE and whole:
             raise self._peer_closed()
-        return data or b""
+        return data
 
-    def _receive_into_on(self, buffer: Buffer, deadline: float | None) -> int:
-        ring = self._incoming
-        self._go_on(ring, lambda left: ring.receive_into(buffer, left) >= 0, deadline)
-        return ring.moved
+    def _receive_into_on(self, buffer: Buffer, deadline: float | None, progress: tuple[int, int]) -> int:
+        count, outcome = progress
 
-    def _go_on(
-        self, ring: RingReader | RingWriter, again: Callable[[float | None], T], deadline: float | None
-    ) -> T | None:
-        """What `again` returns once it is something, where the first try returned nothing; None: the peer is gone."""
+        def receive(left: float | None) -> int:
+            nonlocal count
+            result = self._incoming.receive_into(buffer, left)
+            count, how = (result, _READY) if isinstance(result, int) else result
+            return how
 
-        result: T | None = None
+        self._watch(receive, outcome, deadline, self._wrote_nothing)
+        return count
 
-        def try_again(left: float | None) -> int:
-            nonlocal result
-            result = again(left)
-            return _READY if result else ring.outcome
-
-        late = f"domain {self.domid} " + ("wrote nothing to" if ring is self._incoming else "read nothing from")
-        return result if self._watch(try_again, ring.outcome, deadline, late) == _READY else None
+    @property
+    def _wrote_nothing(self) -> str:
+        return f"domain {self.domid} wrote nothing to"
 
     def _await_events(self, found: Callable[[], bool], deadline: float | None, late: str) -> None:
         """Until `found()` holds, looked at after each event."""
@@ -335,9 +347,12 @@ class Vchan(Stream):
 
         def wait(left: float | None) -> int:
             changes = doorbell.changes
-            return _READY if found() else _AFTER_EVENTS[doorbell.wait(changes, left)]
+            if found():
+                return _READY
+            waited = doorbell.wait(changes, left)
+            return _READY if found() else _AFTER_EVENTS[waited]
 
-        self._watch(wait, _WOKEN, deadline, late)
+        self._watch(wait, wait(seconds_until(deadline)), deadline, late)
 
     def _watch(self, wait: Callable[[float | None], int], outcome: int, deadline: float | None, late: str) -> int:
         """Wait until the outcome is `_READY` or `_PEER_GONE`, while this end is open and the other domain alive.
@@ -354,7 +369,7 @@ class Vchan(Stream):
                 left = seconds_until(deadline)
                 if peer is not None and listening:
                     peer.check()
-                if outcome == _LATE and left == 0:
+                if left == 0:
                     raise TimeoutError(f"{late} {self.path} in time")
                 if outcome == _LATE and peer is not None and not listening:
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
