@@ -8,6 +8,8 @@ import os
 import random
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -371,3 +373,28 @@ def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -
 )
 def test_an_argument_that_cannot_be_is_one_clear_line(user: Users, arguments: list[str], text: str) -> None:
     assert one_line(user(2).run("cat", *arguments), 1) == text
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_stdout_that_is_full_and_does_not_wait_gets_everything(
+    user: Users, machine: Machine, unbuffered: str
+) -> None:
+    """Whether Python has a buffer before it or hands on what write(2) said."""
+    data = random.Random(12).randbytes(1 << 20)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(reader, "rb") as its, server(machine) as channel:
+        with open(writer, "wb", buffering=0) as full:
+            cat = user(2).start("cat", "1", "x", stdin=b"", stdout=full, PYTHONUNBUFFERED=unbuffered)
+
+        def send() -> None:
+            channel.write(data, DEADLINE)
+            channel.close()
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert its.read(1) == data[:1]
+        time.sleep(0.1)  # for the pipe to be full
+        assert its.read() == data[1:]
+        sender.join(DEADLINE)
+        assert cat.ended().returncode == 0

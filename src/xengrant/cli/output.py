@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
@@ -64,8 +65,11 @@ def emit_json(**fields: Any) -> None:
 def emit_raw(data: bytes) -> None:
     """Bytes as they are. The caller has made sure that stdout is no terminal, or that they do it no harm."""
     with _reader_may_go():
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+        rest = memoryview(data)
+        while rest:
+            rest = rest[_accepted(rest) :]
+        while not _flushed():
+            pass
 
 
 def say(text: str) -> None:
@@ -138,6 +142,33 @@ def _reader_may_go() -> Iterator[None]:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         raise ReaderGoneError from None
+
+
+def _accepted(data: memoryview) -> int:
+    """Offer it to stdout: how much was taken. Waits where nothing was."""
+    try:
+        # Without Python's buffer (-u) it is write(2): it may take a part, and None says that it is full.
+        taken: int | None = sys.stdout.buffer.write(data)
+    except BlockingIOError as full:
+        taken = full.characters_written
+    if not taken:
+        _wait_writable()
+    return taken or 0
+
+
+def _flushed() -> bool:
+    try:
+        sys.stdout.buffer.flush()
+    except BlockingIOError:
+        _wait_writable()
+        return False
+    return True
+
+
+def _wait_writable() -> None:
+    poller = select.poll()
+    poller.register(sys.stdout.buffer.fileno(), select.POLLOUT)
+    poller.poll()
 
 
 def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> bool:
