@@ -21,6 +21,7 @@ import pytest
 import xengrant
 from xengrant import vchan
 from xengrant.abi.libxenvchan import CLI_LIVE, LIVE_GONE
+from xengrant.cli import sockets
 from xengrant.embedded import Machine
 
 from .shell import DEADLINE, SIGNALS, Running, User, one_line, until
@@ -455,3 +456,55 @@ def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -
 )
 def test_an_argument_that_cannot_be_is_one_clear_line(user: Users, arguments: list[str], text: str) -> None:
     assert text in one_line(user(2).run("proxy", *arguments), 1)
+
+
+def test_a_server_whose_keys_are_wrong_ends_its_connection_only(user: Users, machine: Machine) -> None:
+    proxy, where = from_socket(user(2), "127.0.0.1:0")
+    with xengrant.connect(machine.url(1)) as domain, domain.xenstore() as store:
+        for name, value in (("ring-ref", "junk"), ("event-channel", "1")):
+            store.write(f"{PATH}/{name}", value)
+            store.set_permissions(f"{PATH}/{name}", [xengrant.Permission(1, "n"), xengrant.Permission(2, "r")])
+        with dial(where) as here:
+            assert here.recv(1) == b""
+        line = end_of(proxy)
+        assert line.startswith("connection 1: 0 bytes to the vchan, 0 from it: ")
+        assert line.endswith("which is no number of 32 bits")
+        store.rm(PATH)
+    with dial(where) as here, server(machine) as channel:
+        channel.send(b"honest")
+        assert all_of(here.recv, 6) == b"honest"
+
+
+def test_keys_that_become_wrong_meanwhile_do_not_end_the_proxy(user: Users, machine: Machine) -> None:
+    proxy, where = from_socket(user(2), "127.0.0.1:0")
+    with server(machine) as channel, xengrant.connect(machine.url(1)) as domain, domain.xenstore() as store:
+        with dial(where) as here:
+            channel.send(b"x")
+            assert here.recv(1) == b"x"
+            store.write(f"{PATH}/ring-ref", "junk")
+        assert end_of(proxy) == "connection 1: 0 bytes to the vchan, 1 from it"
+        assert "which is no number" in proxy.line("stderr")
+        store.rm(PATH)
+    with dial(where) as here, server(machine) as channel:
+        channel.send(b"honest")
+        assert all_of(here.recv, 6) == b"honest"
+
+
+def test_a_target_that_never_stops_sending_does_not_keep_the_next_one_waiting() -> None:
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def chatter() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.wait(0.02):
+                theirs.sendall(b"and another thing")
+
+    talker = threading.Thread(target=chatter)
+    goodbye = threading.Thread(target=sockets.say_goodbye, args=(ours,), daemon=True)
+    with theirs:
+        talker.start()
+        goodbye.start()
+        goodbye.join(DEADLINE)
+        stop.set()
+        talker.join()
+        assert not goodbye.is_alive()

@@ -101,17 +101,24 @@ def _from_socket(args: argparse.Namespace, domain: xengrant.Domain, report: _Rep
                 report.begins()
                 try:
                     channel = vchan.connect(report.domid, report.path, timeout=args.timeout, domain=domain)
-                except TimeoutError as error:
+                except (xengrant.GrantError, OSError) as error:  # what stands there is the server's to choose
                     report.failed(error)
                 else:
                     with channel:
                         _carry(channel, local, report)
-                    # A server that waits for its next client at the same keys may take it for the last one, if that
-                    # one's end and this one's beginning are one event to it.
-                    if keys.published(store, report.path) is not None:
-                        time.sleep(_SETTLING)
+                    _settle(store, report)
             if args.once:
                 return
+
+
+def _settle(store: xengrant.XenStore, report: _Report) -> None:
+    """A server that waits for its next client at the same keys may take it for the last one, if that one's end and
+    this one's beginning are one event to it."""
+    try:
+        if keys.published(store, report.path) is not None:
+            time.sleep(_SETTLING)
+    except (xengrant.GrantError, OSError) as error:  # the connection has ended well: this is for the next one to meet
+        output.say(f"after the connection: {error}")
 
 
 def _from_vchan(args: argparse.Namespace, domain: xengrant.Domain, report: _Report) -> None:

@@ -65,7 +65,8 @@ class Pump:
                 while data := self._channel.read(_CHUNK):
                     self._count(len(data))
                     self._sink(data)
-                self.lost = self._channel.buffer_space() < self._channel.write_size
+                if self._channel.buffer_space() < self._channel.write_size:
+                    self.lost = True  # never False: the feeder may know better
         finally:
             with deferred():
                 self._stopped = True
@@ -82,7 +83,11 @@ class Pump:
     def _feed(self) -> None:
         try:
             while data := self._next():
-                self._channel.write(data)
+                try:
+                    self._channel.write(data)
+                except InterfaceClosed:
+                    self.lost = True  # `run` saw the peer's end first, and this was still for it
+                    return
                 self.sent += len(data)
             if self._ends and not self._stopped:
                 self._channel.wait_drained()

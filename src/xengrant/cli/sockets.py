@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -84,9 +85,11 @@ def say_goodbye(connection: socket.socket) -> None:
     """Close it so that what was sent arrives: closing over unread bytes is a reset, which takes it along."""
     with connection, contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
-        connection.settimeout(_GOODBYE)
-        while connection.recv(65536):
-            pass
+        deadline = time.monotonic() + _GOODBYE  # of them all: others wait for their turn
+        while (left := deadline - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(65536):
+                break
 
 
 def ready(connection: socket.socket) -> socket.socket:
