@@ -13,7 +13,7 @@ from xengrant._native import store32
 from xengrant.abi import libxenvchan as abi
 from xengrant.embedded import Machine
 
-from .ends import LONG, Ends, Recorder, run
+from .ends import LONG, Ends, InPlace, Recorder, run
 from .process import ClientProcess
 
 
@@ -188,5 +188,27 @@ def test_events_that_come_no_more_end_the_connection_after_what_there_is_to_read
             await left.until_lost()
             assert left.received == b"last words"
             assert left.events == ["made", "data", "InterfaceClosed"]
+
+    run(main())
+
+
+def test_nothing_is_delivered_after_get_buffer_has_closed(ends: Ends) -> None:
+    class Closes(InPlace):
+        def get_buffer(self, sizehint: int) -> bytearray:
+            self.transport.close()
+            self._tell("close")
+            return super().get_buffer(sizehint)
+
+    async def main() -> None:
+        async with ends.pair(left=Closes) as (left, right):
+            right.transport.pause_reading()
+            left.transport.write(bytes(1_000_000))
+            right.transport.write(b"too late")
+            await left.until(lambda left: "close" in left.events, "it closes")
+            right.transport.resume_reading()
+            await right.until_received(1_000_000)
+            await left.until_lost()
+            assert left.pieces == 0
+            assert left.lost_error is None
 
     run(main())

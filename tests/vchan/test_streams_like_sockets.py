@@ -262,3 +262,20 @@ def test_a_file_is_sent(ends: Ends) -> None:
             assert right.received == noise(BIG)
 
     run(main())
+
+
+@pytest.mark.parametrize("buffer", [None, b"read-only"], ids=["none", "read-only"])
+def test_a_buffer_that_cannot_be_read_into_is_a_mistake(ends: Ends, buffer: Any) -> None:
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        async with ends.pair(left=InPlace) as (left, right):
+            left.buffer = buffer
+            right.transport.write(b"something")
+            await left.until_lost()
+            assert left.events[-1] == "TypeError"
+            assert left.pieces == 0
+            (context,) = told
+            assert context["exception"] is left.lost_error
+
+    run(main())

@@ -163,12 +163,19 @@ class VchanTransport(transports._FlowControlMixin):
         if not self._channel.incoming.ready:
             return 0
         buffer = self._call("get_buffer", -1)
-        if self._ending:
+        if self._closing:  # it failed, or closed
+            return 0
+        try:
+            with memoryview(buffer) as room:
+                if room.readonly or not room.c_contiguous:
+                    raise TypeError("get_buffer() returned a buffer that cannot be read into")
+                if room.nbytes == 0:
+                    raise RuntimeError("get_buffer() returned an empty buffer")
+        except Exception as error:
+            self._fatal_error(error, "get_buffer")
             return 0
         size = self._channel.incoming.readinto(buffer)
-        if size == 0:
-            self._fatal_error(RuntimeError("get_buffer() returned an empty buffer"), "get_buffer")
-        else:
+        if size:
             self._call("buffer_updated", size)
         return size
 
