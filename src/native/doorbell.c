@@ -120,8 +120,10 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     else if (count == 0)
         result = end;
     else {
-        if (polled[0].revents & POLLIN)
+        if (polled[0].revents & POLLIN) {
             take_event(self, bell);
+            __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
+        }
         if (polled[1].revents & POLLIN) {
             eventfd_t ignored;
             eventfd_read(waker, &ignored);
@@ -311,6 +313,12 @@ doorbell_get_changes(PyObject *object, void *Py_UNUSED(closure))
 }
 
 static PyObject *
+doorbell_get_events(PyObject *object, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(__atomic_load_n(&((Doorbell *)object)->events, __ATOMIC_SEQ_CST));
+}
+
+static PyObject *
 doorbell_get_wakes(PyObject *object, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(__atomic_load_n(&((Doorbell *)object)->wakes, __ATOMIC_SEQ_CST));
@@ -359,9 +367,10 @@ static PyMethodDef doorbell_methods[] = {
 };
 
 static PyGetSetDef doorbell_getset[] = {
-    {"changes", doorbell_get_changes, NULL, "Counts events and wakes, some twice, modulo 2**32.", NULL},
+    {"changes", doorbell_get_changes, NULL, "Counts whatever has those who wait look again, modulo 2**32.", NULL},
     {"patience", doorbell_get_patience, doorbell_set_patience,
      "Seconds after which a wait without an event ends as one whose time is out, whatever its timeout; None for none.", NULL},
+    {"events", doorbell_get_events, NULL, "How many events were taken, modulo 2**32.", NULL},
     {"wakes", doorbell_get_wakes, NULL, "How often `wake` was called, modulo 2**32.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -91,6 +91,7 @@ typedef struct {
     uint32_t followers; /* threads that wait for `changes` */
     uint32_t led;       /* 1 while a thread polls */
     uint32_t wakes;     /* counts calls of wake() */
+    uint32_t events;    /* counts events that were taken */
     uint32_t stopped;   /* 1 where nobody is to wait */
     uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */

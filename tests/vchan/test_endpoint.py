@@ -94,6 +94,17 @@ def test_select_and_wait_tell_of_data(ends: Ends) -> None:
     assert server.recv(1, 0) == b"x"
 
 
+def test_a_wait_for_an_event_that_does_not_come_ends_late(ends: Ends) -> None:
+    server, _ = ends()
+    server.wait(SOON)
+    with pytest.raises(TimeoutError, match="told of nothing"):
+        while True:  # an event may be spurious, but not each time
+            server.wait(0.05)
+    for timeout in (0.05, 0):
+        with pytest.raises(TimeoutError, match="told of nothing"):
+            server.wait(timeout)
+
+
 def test_closing_ends_the_waits_of_other_threads(ends: Ends) -> None:
     server, client = ends(read_size=1024, write_size=1024)
     server.write(b"x" * server.write_size)

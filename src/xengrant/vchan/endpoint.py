@@ -158,9 +158,9 @@ class Vchan(Stream):
         for, that it connected, and that it closed.
         """
         self._check_open()
-        seen = self._doorbell.changes
+        seen = self._doorbell.events
         late = f"domain {self.domid} told of nothing at"
-        self._await_events(lambda: self._doorbell.changes != seen, deadline_after(timeout), late)
+        self._await_events(lambda: self._doorbell.events != seen, deadline_after(timeout), late)
 
     def wait_connected(self, timeout: float | None = None) -> None:
         """As a server: wait until the client has come."""
