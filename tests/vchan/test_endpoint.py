@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -97,9 +98,8 @@ def test_select_and_wait_tell_of_data(ends: Ends) -> None:
 def test_a_wait_for_an_event_that_does_not_come_ends_late(ends: Ends) -> None:
     server, _ = ends()
     server.wait(SOON)
-    with pytest.raises(TimeoutError, match="told of nothing"):
-        while True:  # an event may be spurious, but not each time
-            server.wait(0.05)
+    with contextlib.suppress(TimeoutError):
+        server.wait(0.05)  # the bind's, which is spurious, may be another
     for timeout in (0.05, 0):
         with pytest.raises(TimeoutError, match="told of nothing"):
             server.wait(timeout)
