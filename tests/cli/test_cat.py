@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
 import signal
 import subprocess
+import sys
+import termios
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -375,6 +377,10 @@ def test_an_argument_that_cannot_be_is_one_clear_line(user: Users, arguments: li
     assert one_line(user(2).run("cat", *arguments), 1) == text
 
 
+def waiting_bytes(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_stdout_that_is_full_and_does_not_wait_gets_everything(
     user: Users, machine: Machine, unbuffered: str
@@ -383,7 +389,7 @@ def test_a_stdout_that_is_full_and_does_not_wait_gets_everything(
     data = random.Random(12).randbytes(1 << 20)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with open(reader, "rb") as its, server(machine) as channel:
+    with open(reader, "rb", buffering=0) as its, server(machine) as channel:
         with open(writer, "wb", buffering=0) as full:
             cat = user(2).start("cat", "1", "x", stdin=b"", stdout=full, PYTHONUNBUFFERED=unbuffered)
 
@@ -394,7 +400,8 @@ def test_a_stdout_that_is_full_and_does_not_wait_gets_everything(
         sender = threading.Thread(target=send)
         sender.start()
         assert its.read(1) == data[:1]
-        time.sleep(0.1)  # for the pipe to be full
+        capacity = fcntl.fcntl(reader, fcntl.F_GETPIPE_SZ)
+        until(lambda: waiting_bytes(reader) > capacity - 4096, "the pipe is full, but for the page that was begun")
         assert its.read() == data[1:]
         sender.join(DEADLINE)
         assert cat.ended().returncode == 0
