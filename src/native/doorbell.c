@@ -8,6 +8,7 @@
 #include "native.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <math.h>
 #include <poll.h>
@@ -21,6 +22,10 @@
 typedef uint16_t domid_t; /* which evtchn.h uses and does not define */
 #include <xen/evtchn.h>
 
+#ifndef DOMID_SELF
+#define DOMID_SELF 0x7FF0 /* Xen public/xen.h */
+#endif
+
 uint64_t
 monotonic_now(void)
 {
@@ -29,7 +34,7 @@ monotonic_now(void)
     return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-int
+int HOT
 parse_timeout(PyObject *timeout, uint64_t *deadline)
 {
     *deadline = NEVER;
@@ -52,7 +57,7 @@ parse_timeout(PyObject *timeout, uint64_t *deadline)
 
 /* How long a wait may last, and what its end then is. Where the deadline is NEVER the clock is not read: in a PV domain
  * that is a system call. */
-static Waited
+static Waited HOT
 limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 {
     uint64_t rest = self->patience;
@@ -71,7 +76,7 @@ limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
 
-static void
+static void HOT
 tell_all(Doorbell *self)
 {
     __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
@@ -79,27 +84,74 @@ tell_all(Doorbell *self)
         syscall(SYS_futex, &self->changes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Takes the event, and lets the next one come. */
-static void
+/* Takes the kernel's events, waiting for one where the file is not O_NONBLOCK, and lets the next ones come: 0, or an
+ * errno. */
+static int HOT
+take_kernel_events(Doorbell *self, int bell)
+{
+    uint32_t ports[64];
+    ssize_t size = read(bell, ports, sizeof(ports));
+    if (size < 0 && errno != EFBIG)
+        return errno;
+    if (size < 0) { /* more events than the ring holds: it is emptied, and our port counts as rung */
+        ioctl(bell, IOCTL_EVTCHN_RESET);
+        ports[0] = self->port;
+        size = sizeof(ports[0]);
+    }
+    ssize_t written = write(bell, ports, (size_t)size);
+    (void)written; /* nothing is wrong with a port but that it is closed, which its owner knows */
+    for (ssize_t i = 0; i < size / (ssize_t)sizeof(ports[0]); i++)
+        if (ports[i] == self->port)
+            __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
+
+/* Takes the event that poll saw. */
+static void HOT
 take_event(Doorbell *self, int bell)
 {
-    if (self->is_kernels) {
-        uint32_t ports[64];
-        ssize_t size = read(bell, ports, sizeof(ports));
-        if (size < 0 && errno == EFBIG) /* more events than the ring holds: it is emptied, and our port counts as rung */
-            ioctl(bell, IOCTL_EVTCHN_RESET);
-        else if (size < (ssize_t)sizeof(ports[0]))
-            return;
-        ssize_t written = write(bell, &self->port, sizeof(self->port));
-        (void)written; /* nothing is wrong with the port but that it is closed, which its owner knows */
-    } else {
+    if (self->is_kernels)
+        take_kernel_events(self, bell);
+    else {
         char pending[4096]; /* an embedded machine's port is a socket, and what lies in it the pending bit */
         ssize_t size = recv(bell, pending, sizeof(pending), MSG_DONTWAIT);
         (void)size;
+        __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
     }
 }
 
-static Waited
+/* Makes ready for waits in a read: who waits there is woken through an event channel of this domain with itself. */
+static void
+make_ready_to_block(Doorbell *self, int bell)
+{
+    struct ioctl_evtchn_bind_unbound_port unbound = {.remote_domain = DOMID_SELF};
+    int port = ioctl(bell, IOCTL_EVTCHN_BIND_UNBOUND_PORT, &unbound);
+    self->cannot_block = 1;
+    if (port < 0)
+        return;
+    struct ioctl_evtchn_bind_interdomain both = {.remote_domain = DOMID_SELF, .remote_port = (unsigned int)port};
+    int flags = fcntl(bell, F_GETFL);
+    if (ioctl(bell, IOCTL_EVTCHN_BIND_INTERDOMAIN, &both) < 0 || start_watching(self) != 0 || flags < 0 ||
+        fcntl(bell, F_SETFL, flags & ~O_NONBLOCK) < 0)
+        return; /* the ports are the file's, and end with it */
+    self->cannot_block = 0;
+    __atomic_store_n(&self->waker_port, (uint32_t)port, __ATOMIC_SEQ_CST);
+}
+
+/* Leads without a deadline, in as many system calls as C's. */
+static Waited HOT
+lead_in_read(Doorbell *self, uint32_t seen, int bell)
+{
+    uint32_t since = begin_watched_wait(self);
+    /* Again, since wake() knows from when on it is to ring. */
+    int error = __atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) == seen ? take_kernel_events(self, bell) : 0;
+    int late = end_watched_wait(self, since);
+    if (error != 0)
+        return error == EINTR ? INTERRUPTED : SILENCED;
+    return !late ? CHANGED : self->patience == NEVER ? INTERRUPTED : TIMED_OUT;
+}
+
+static Waited HOT
 lead(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
     /* wake() adds to `changes` before it looks whether somebody leads. */
@@ -108,6 +160,15 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     int bell = hold_descriptor(self->bell);
     if (bell < 0)
         return SILENCED;
+    if (deadline == NEVER && self->is_kernels) {
+        if (self->waker_port == 0 && !self->cannot_block)
+            make_ready_to_block(self, bell);
+        if (self->waker_port != 0) {
+            Waited waited = lead_in_read(self, seen, bell);
+            drop_descriptor(self->bell);
+            return waited;
+        }
+    }
     int life = self->life == NULL ? -1 : hold_descriptor(self->life);
     int waker = hold_descriptor(self->waker);
     struct pollfd polled[] = {{self->hung_up ? -1 : bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
@@ -120,10 +181,8 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     else if (count == 0)
         result = end;
     else {
-        if (polled[0].revents & POLLIN) {
+        if (polled[0].revents & POLLIN)
             take_event(self, bell);
-            __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
-        }
         if (polled[1].revents & POLLIN) {
             eventfd_t ignored;
             eventfd_read(waker, &ignored);
@@ -156,7 +215,7 @@ follow(Doorbell *self, uint32_t seen, uint64_t deadline)
     return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? end : CHANGED;
 }
 
-Waited
+Waited HOT
 wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
     if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
@@ -218,6 +277,7 @@ doorbell_dealloc(PyObject *object)
 {
     Doorbell *self = (Doorbell *)object;
     PyTypeObject *type = Py_TYPE(object);
+    stop_watching(self);
     Py_XDECREF((PyObject *)self->waker);
     Py_XDECREF((PyObject *)self->bell);
     Py_XDECREF((PyObject *)self->life);
@@ -226,7 +286,18 @@ doorbell_dealloc(PyObject *object)
     Py_DECREF(type);
 }
 
-int
+void
+ring_waker(Doorbell *self)
+{
+    int bell = hold_descriptor(self->bell);
+    if (bell >= 0) {
+        struct ioctl_evtchn_notify notify = {.port = self->waker_port};
+        ioctl(bell, IOCTL_EVTCHN_NOTIFY, &notify);
+        drop_descriptor(self->bell);
+    }
+}
+
+int HOT
 ring_bell(Doorbell *self)
 {
     int bell = hold_descriptor(self->bell);
@@ -280,7 +351,9 @@ doorbell_wake(PyObject *object, PyObject *Py_UNUSED(ignored))
     Doorbell *self = (Doorbell *)object;
     __atomic_fetch_add(&self->wakes, 1, __ATOMIC_SEQ_CST);
     tell_all(self);
-    if (__atomic_load_n(&self->led, __ATOMIC_SEQ_CST) != 0) {
+    if (__atomic_load_n(&self->waker_port, __ATOMIC_SEQ_CST) != 0)
+        ring_waker(self);
+    else if (__atomic_load_n(&self->led, __ATOMIC_SEQ_CST) != 0) {
         int waker = hold_descriptor(self->waker);
         if (waker >= 0) {
             eventfd_write(waker, 1);

@@ -117,7 +117,7 @@ check_open(Mapping *self)
     return 0;
 }
 
-static int
+int HOT
 begin_export(Mapping *self)
 {
     uint32_t state = state_of(self);
@@ -179,7 +179,7 @@ unmap_unraisable(Mapping *self)
     PyErr_Restore(type, value, traceback);
 }
 
-static void
+void HOT
 end_export(Mapping *self)
 {
     if (__atomic_sub_fetch(&self->state, 1, __ATOMIC_ACQ_REL) == CLOSED)
@@ -897,6 +897,7 @@ PyType_Spec memory_spec = {
 static void
 before_fork(void)
 {
+    watchdog_before_fork();
     pthread_mutex_lock(&mapped_lock);
     for (Mapping *self = mapped; self != NULL; self = self->next)
         if (!self->kept_from_children)
@@ -907,6 +908,7 @@ static void
 after_fork_in_parent(void)
 {
     pthread_mutex_unlock(&mapped_lock);
+    watchdog_after_fork(0);
 }
 
 /* MADV_DONTFORK left a hole where each mapping was. Filled with what faults, before something else of the
@@ -925,6 +927,7 @@ after_fork_in_child(void)
         unlink_mapped(self);
     }
     pthread_mutex_unlock(&mapped_lock);
+    watchdog_after_fork(1);
 }
 
 uint32_t fork_generation;

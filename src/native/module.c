@@ -7,9 +7,10 @@
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
  * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
- * whole grant tables; ring.c has the two ends of a ring of bytes, and doorbell.c
- * a port that they wait on; stream.c is both ends of a vchan together. native.h is what the files share, and this one makes the module of them: a function of the
- * module is declared there, and has its entry in the table here.
+ * whole grant tables; ring.c has the two ends of a ring of bytes, ring_wait.c their waits, doorbell.c the port that they
+ * wait on, and watchdog.c the end of waits that have none; stream.c is both ends of a vchan together. native.h is what
+ * the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
+ * in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
  * of 3.11; free-threaded builds compile the same source against their full API.
@@ -65,10 +66,6 @@ static PyMethodDef native_methods[] = {
     {"tally_grants", tally_grants, METH_VARARGS,
      "tally_grants($module, version, frames, status, /)\n--\n\n"
      "Entries in use of a private copy by peer: (domid, granted, read-only, mapped, mapped for writing), by domid."},
-    FASTCALL(ask_notify, "buffer, offset, bits",
-             "Set the bits with which this end asks to be told, and fence: look at the ring again afterwards."),
-    FASTCALL(take_notify, "buffer, offset, bits",
-             "Fence, and clear the bits with which the peer asks to be told: whether one was set. After an index was stored."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,6 +12,12 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+typedef struct Mapping Mapping;
+
+/* What every hand-over of a ring runs lies together, in few pages: after a switch of processes, and more so of domains, each
+ * that is touched is dear. */
+#define HOT __attribute__((hot))
+
 /* ---- The module ------------------------------------------------------------------------------------------ */
 
 typedef struct {
@@ -80,7 +86,9 @@ int drop_descriptor(Descriptor *self);
 
 /* ---- Doorbell: an event channel port that one program waits on -------------------------------------------- */
 
-typedef struct {
+typedef struct Doorbell Doorbell;
+
+struct Doorbell {
     PyObject_HEAD
     Descriptor *bell;
     Descriptor *life; /* or NULL */
@@ -95,7 +103,14 @@ typedef struct {
     uint32_t stopped;   /* 1 where nobody is to wait */
     uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
-} Doorbell;
+    /* Of a kernel's, once a wait has had no deadline: */
+    uint32_t waker_port;  /* an event channel of this domain with itself: what is rung here comes from the device; 0 without */
+    uint32_t waits_since; /* the watchdog's second, or 0 while nobody waits in a read */
+    char cannot_block;    /* there is no such channel to be had */
+    char watched;
+    Doorbell *next;
+    Doorbell *previous;
+};
 
 extern PyType_Spec doorbell_spec;
 
@@ -110,10 +125,26 @@ Waited wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline);
 /* Sends the peer an event: 0, or an errno; ENOTCONN where the port is closed. */
 int ring_bell(Doorbell *self);
 
+/* Wakes who waits in a read. */
+void ring_waker(Doorbell *self);
+
 uint64_t monotonic_now(void);
 
 /* timeout in seconds, or None: a deadline. 0, or -1 and an error is set. */
 int parse_timeout(PyObject *timeout, uint64_t *deadline);
+
+/* ---- Watchdog: the end of waits that have none --------------------------------------------------------------- */
+
+/* Has ring_waker called while a wait is older than a second or two. 0, or an errno. */
+int start_watching(Doorbell *doorbell);
+void stop_watching(Doorbell *doorbell);
+
+/* When it began; and whether that is a second or more ago. */
+uint32_t begin_watched_wait(Doorbell *doorbell);
+int end_watched_wait(Doorbell *doorbell, uint32_t since);
+
+void watchdog_before_fork(void);
+void watchdog_after_fork(int in_child);
 
 /* ---- Turn: one thread after the other, and a thread's own signal handlers inside it -------------------------- */
 
@@ -134,6 +165,8 @@ typedef struct {
     PyObject_HEAD
     PyObject *indices; /* the buffers' owners; each call takes their buffers anew, so that they can be closed between */
     PyObject *data;
+    Mapping *indices_mapping; /* the same, where they are Mappings */
+    Mapping *data_mapping;
     Py_ssize_t own_at;
     Py_ssize_t peer_at;
     Py_ssize_t start;
@@ -154,11 +187,16 @@ typedef struct {
     Turn turn;           /* of those that move bytes, and may wait for them */
 } Ring;
 
-/* Sends from, or receives into, a buffer from byte `start` on: how many bytes, or a tuple: how many, and why not all. */
-PyObject *pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline);
+/* How a wait ended. LIE and PAUSED, signals are to be looked after, stay among the ring's files. */
+typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, PAUSED } Outcome;
 
-/* Takes at most so many bytes, or all of them; or an int that says why not. */
-PyObject *receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline);
+/* Sends from, or receives into, a buffer from byte `start` on, and says how many bytes: an Outcome, or -1 and an error
+ * is set. */
+int pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline, size_t *moved);
+
+/* Takes at most so many bytes, or all of them. NULL where an error is set (and the outcome READY or LIE), or where the
+ * outcome is another. */
+PyObject *receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline, Outcome *outcome);
 
 int is_ring(PyObject *object, int writes);
 
@@ -166,7 +204,6 @@ extern PyType_Spec stream_spec; /* stream.c */
 
 extern PyType_Spec reader_spec;
 extern PyType_Spec writer_spec;
-extern Fastcall ask_notify, take_notify;
 
 /* ---- Mapping: pages that cannot be unmapped under a view ------------------------------------------------- */
 
@@ -175,8 +212,6 @@ extern Fastcall ask_notify, take_notify;
  * is the only one to unmap. FORKED, always with CLOSED, says the memory is the parent process's. */
 #define FORKED ((uint32_t)1 << 30)
 #define EXPORTS (FORKED - 1)
-
-typedef struct Mapping Mapping;
 
 struct Mapping {
     PyObject_HEAD
@@ -208,6 +243,10 @@ Mapping *allocate_mapping(PyTypeObject *type, Py_ssize_t length, int writable);
 
 /* Maps the parts side by side, without the GIL. Returns 0 or an errno, and then nothing stays mapped. */
 int map_and_link(Mapping *self, const Part *parts, Py_ssize_t count);
+
+/* A use of the memory, which keeps it mapped: 0, or -1 and an error is set. With the GIL. */
+int begin_export(Mapping *self);
+void end_export(Mapping *self);
 
 /* What a Held does with its mapping. */
 int is_mapping(PyObject *object);

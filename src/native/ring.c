@@ -1,6 +1,6 @@
 /* Rings of bytes: RingReader and RingWriter, the two ends of a ring as the console, xenstore and vchan have it: two free
  * running indices of 32 bits, and a power of two of bytes, in memory that the peer writes too (Xen public/io/ring.h,
- * "xen_mb(); ... ; prod += n"). And ask_notify and take_notify, a vchan's bytes of who wants to be told.
+ * "xen_mb(); ... ; prod += n"). Here is what never waits; ring_wait.c waits.
  *
  * An end's own index is a private variable; what it says in shared memory is for the peer only. The peer's is loaded
  * once in each call and then checked: it may not run backwards, nor further than the ring has bytes. Whatever the peer
@@ -8,60 +8,83 @@
  * have a timeout.
  */
 
-#include "native.h"
+#include "ring.h"
 
 #include <sched.h>
 #include <string.h>
 
-/* Xen public/io/libxenvchan.h: tell me when you have written, or read. */
-#define NOTIFY_WRITE 1
-#define NOTIFY_READ 2
-
-/* Copies shorter than this, some 10 us, keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
-#define WITHOUT_GIL 131072
-
 /* ---- A call's view of the shared memory ---------------------------------------------------------------- */
 
-typedef struct {
-    Py_buffer indices;
-    Py_buffer data;
-} Opened;
+int HOT
+take_region(PyObject *owner, Mapping *mapping, int writing, Region *region)
+{
+    region->mapping = mapping != NULL && (mapping->writable || !writing) ? mapping : NULL;
+    region->viewed = 0;
+    if (region->mapping != NULL) {
+        if (begin_export(mapping) < 0)
+            return -1;
+        region->at = mapping->address;
+        region->length = mapping->length;
+        return 0;
+    }
+    if (!writing && PyBytes_CheckExact(owner)) {
+        region->at = PyBytes_AsString(owner);
+        region->length = PyBytes_Size(owner);
+        return 0;
+    }
+    if (PyObject_GetBuffer(owner, &region->view, writing ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+        return -1;
+    region->viewed = 1;
+    region->at = region->view.buf;
+    region->length = region->view.len;
+    return 0;
+}
 
-static int
+void HOT
+release_region(Region *region)
+{
+    if (region->mapping != NULL)
+        end_export(region->mapping);
+    else if (region->viewed)
+        PyBuffer_Release(&region->view);
+}
+
+int HOT
 take_buffers(Ring *self, Opened *opened)
 {
-    if (PyObject_GetBuffer(self->indices, &opened->indices, PyBUF_WRITABLE) < 0)
+    if (take_region(self->indices, self->indices_mapping, 1, &opened->indices) < 0)
         return -1;
-    if (PyObject_GetBuffer(self->data, &opened->data, self->writes ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+    if (take_region(self->data, self->data_mapping, self->writes, &opened->data) < 0)
         goto release;
-    Py_ssize_t words = opened->indices.len - (Py_ssize_t)sizeof(uint32_t);
-    if (self->own_at <= words && self->peer_at <= words && self->start <= opened->data.len - (Py_ssize_t)self->size &&
-        ((uintptr_t)opened->indices.buf + (uintptr_t)self->own_at) % sizeof(uint32_t) == 0 &&
-        ((uintptr_t)opened->indices.buf + (uintptr_t)self->peer_at) % sizeof(uint32_t) == 0)
+    Py_ssize_t words = opened->indices.length - (Py_ssize_t)sizeof(uint32_t);
+    if (self->own_at <= words && self->peer_at <= words &&
+        self->start <= opened->data.length - (Py_ssize_t)self->size &&
+        ((uintptr_t)opened->indices.at + (uintptr_t)self->own_at) % sizeof(uint32_t) == 0 &&
+        ((uintptr_t)opened->indices.at + (uintptr_t)self->peer_at) % sizeof(uint32_t) == 0)
         return 0;
     PyErr_SetString(PyExc_ValueError, "the ring does not lie in its buffers, or its indices are not aligned");
-    PyBuffer_Release(&opened->data);
+    release_region(&opened->data);
 release:
-    PyBuffer_Release(&opened->indices);
+    release_region(&opened->indices);
     return -1;
 }
 
-static void
+void HOT
 release_buffers(Opened *opened)
 {
-    PyBuffer_Release(&opened->data);
-    PyBuffer_Release(&opened->indices);
+    release_region(&opened->data);
+    release_region(&opened->indices);
 }
 
 /* One call at a time uses an end; another waits, without the GIL, which the first may need to finish. */
-static void
+void HOT
 occupy_without_gil(Ring *self)
 {
     while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE))
         sched_yield();
 }
 
-static void
+void HOT
 occupy(Ring *self)
 {
     if (self->generation != fork_generation) { /* another thread of the parent may have been at it */
@@ -75,13 +98,13 @@ occupy(Ring *self)
     }
 }
 
-static void
+void HOT
 vacate(Ring *self)
 {
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
 }
 
-static int
+int HOT
 ring_open(Ring *self, Opened *opened)
 {
     occupy(self);
@@ -91,7 +114,7 @@ ring_open(Ring *self, Opened *opened)
     return -1;
 }
 
-static void
+void
 ring_close(Ring *self, Opened *opened)
 {
     release_buffers(opened);
@@ -99,10 +122,10 @@ ring_close(Ring *self, Opened *opened)
 }
 
 /* Loads the peer's index, once: how many bytes may be read, or written, now. 0, or -1 for a lie. */
-static int
+int HOT
 look(Ring *self, const Opened *opened)
 {
-    uint32_t peer = __atomic_load_n((uint32_t *)((char *)opened->indices.buf + self->peer_at), __ATOMIC_ACQUIRE);
+    uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
     uint32_t apart = self->writes ? self->own - peer : peer - self->own;
     uint32_t may = self->writes ? self->size - apart : apart;
     if (apart > self->size || may < self->seen) {
@@ -114,7 +137,7 @@ look(Ring *self, const Opened *opened)
 }
 
 /* After `is_there` said that so many bytes are: an index that is behind that now, or was beyond the ring, is a lie. */
-static int
+int HOT
 look_again(Ring *self, const Opened *opened, uint32_t wanted)
 {
     if (look(self, opened) < 0)
@@ -125,7 +148,7 @@ look_again(Ring *self, const Opened *opened, uint32_t wanted)
     return -1;
 }
 
-static void
+void
 refuse(const Ring *self)
 {
     PyObject *error = our_error("ProtocolError");
@@ -146,22 +169,25 @@ look_or_raise(Ring *self, const Opened *opened)
 }
 
 /* Count bytes are read, or written: the peer may have their room, or see them. */
-static void
+void HOT
 publish(Ring *self, const Opened *opened, uint32_t count)
 {
     uint32_t own = self->own + count;
     __atomic_store_n(&self->own, own, __ATOMIC_RELAXED); /* `wait` of another thread reads it */
     self->seen -= count;
-    __atomic_store_n((uint32_t *)((char *)opened->indices.buf + self->own_at), own, __ATOMIC_RELEASE);
+    __atomic_store_n((uint32_t *)(opened->indices.at + self->own_at), own, __ATOMIC_RELEASE);
 }
 
-static void
+void HOT
 copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
 {
-    char *ring = (char *)opened->data.buf + self->start;
+    char *ring = opened->data.at + self->start;
     uint32_t at = self->own & (self->size - 1);
     uint32_t first = count < self->size - at ? count : self->size - at;
-    if (self->writes) {
+    if (count == 1) { /* without a call of libc, whose page may be cold */
+        char *to = self->writes ? ring + at : memory;
+        *to = self->writes ? *memory : ring[at];
+    } else if (self->writes) {
         memcpy(ring + at, memory, first);
         memcpy(ring, memory + first, count - first);
     } else {
@@ -171,12 +197,12 @@ copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
 }
 
 /* Once an index was stored: tells the peer, where this end can and that asked for it. */
-static void
+void HOT
 tell(Ring *self, const Opened *opened)
 {
     if (self->doorbell == NULL)
         return;
-    uint8_t *asked = (uint8_t *)opened->indices.buf + self->asked_at;
+    uint8_t *asked = (uint8_t *)opened->indices.at + self->asked_at;
     uint8_t bit = self->writes ? NOTIFY_WRITE : NOTIFY_READ;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if ((__atomic_load_n(asked, __ATOMIC_RELAXED) & bit) != 0 && /* where nobody asks, the peer keeps the line */
@@ -184,7 +210,7 @@ tell(Ring *self, const Opened *opened)
         ring_bell(self->doorbell); /* an error says that the port is closed: then nobody is to be told */
 }
 
-static void
+void HOT
 move(Ring *self, const Opened *opened, char *memory, uint32_t count)
 {
     if (count >= WITHOUT_GIL) {
@@ -219,6 +245,8 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs, int writes)
         return NULL;
     self->indices = Py_NewRef(indices);
     self->data = Py_NewRef(data);
+    self->indices_mapping = is_mapping(indices) ? (Mapping *)indices : NULL;
+    self->data_mapping = is_mapping(data) ? (Mapping *)data : NULL;
     self->own_at = writes ? prod : cons;
     self->peer_at = writes ? cons : prod;
     self->start = start;
@@ -230,7 +258,7 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs, int writes)
         Py_DECREF(self);
         return NULL;
     }
-    self->own = __atomic_load_n((uint32_t *)((char *)opened.indices.buf + self->own_at), __ATOMIC_ACQUIRE);
+    self->own = __atomic_load_n((uint32_t *)(opened.indices.at + self->own_at), __ATOMIC_ACQUIRE);
     int looked = look_or_raise(self, &opened);
     ring_close(self, &opened);
     if (looked < 0) {
@@ -388,361 +416,6 @@ ring_advance(PyObject *object, PyObject *argument)
                         count, seen, self->writes ? "free" : "ready");
 }
 
-/* ---- Waiting ------------------------------------------------------------------------------------------- */
-
-typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, PAUSED } Outcome;
-
-/* Whether so many bytes are there. A lie counts too: `look` refuses it. */
-static int
-is_there(const Ring *self, const Opened *opened, uint32_t wanted)
-{
-    uint32_t peer = __atomic_load_n((uint32_t *)((char *)opened->indices.buf + self->peer_at), __ATOMIC_ACQUIRE);
-    uint32_t own = __atomic_load_n(&self->own, __ATOMIC_RELAXED);
-    uint32_t apart = self->writes ? own - peer : peer - own;
-    return apart > self->size || (self->writes ? self->size - apart : apart) >= wanted;
-}
-
-static int
-peer_is_gone(const Ring *self, const Opened *opened)
-{
-    return self->live_at >= 0 && __atomic_load_n((uint8_t *)opened->indices.buf + self->live_at, __ATOMIC_ACQUIRE) == 0;
-}
-
-static int
-is_woken(const Ring *self)
-{
-    return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != self->wakes ||
-           __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
-}
-
-static int
-spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
-{
-    uint64_t end = monotonic_now() + self->poll;
-    if (deadline < end)
-        end = deadline;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (is_there(self, opened, wanted))
-                return 1;
-#if defined(__x86_64__) || defined(__i386__)
-            __builtin_ia32_pause();
-#elif defined(__aarch64__)
-            __asm__ volatile("yield");
-#endif
-        }
-    } while (monotonic_now() < end && !is_woken(self) && !peer_is_gone(self, opened));
-    return 0;
-}
-
-/* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
- * event is lost; or until there may be a signal to look after. */
-static Outcome
-await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
-{
-    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
-        return READY;
-    uint8_t *ask = (uint8_t *)opened->indices.buf + self->ask_at;
-    uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
-    __atomic_fetch_or(ask, self->writes ? NOTIFY_READ : NOTIFY_WRITE, __ATOMIC_SEQ_CST);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    if (is_there(self, opened, wanted))
-        return READY;
-    /* What the peer wrote before it went is there by now. */
-    if (peer_is_gone(self, opened))
-        return is_there(self, opened, wanted) ? READY : PEER_GONE;
-    if (is_woken(self)) {
-        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-        return WOKEN;
-    }
-    Waited waited = wait_for_change(self->doorbell, seen, deadline);
-    /* Before it is asked for again. */
-    if (is_there(self, opened, wanted))
-        return READY;
-    if (waited == TIMED_OUT || (deadline != NEVER && monotonic_now() >= deadline)) /* whatever events come */
-        return LATE;
-    return waited == SILENCED ? SILENT : PAUSED; /* with an event a signal may have come */
-}
-
-/* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
-static Outcome
-pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
-     size_t *moved)
-{
-    for (uint32_t promised = 0;;) {
-        if (self->writes && peer_is_gone(self, opened))
-            return PEER_GONE;
-        size_t rest = length - *moved;
-        occupy_without_gil(self);
-        int looked = look_again(self, opened, promised);
-        uint32_t count = rest < self->seen ? (uint32_t)rest : self->seen;
-        if (looked < 0 || (whole && count < rest))
-            count = 0;
-        if (count > 0) {
-            copy(self, opened, memory + *moved, count);
-            publish(self, opened, count);
-        }
-        vacate(self);
-        if (looked < 0)
-            return LIE;
-        if (count > 0)
-            tell(self, opened);
-        *moved += count;
-        if (*moved >= least)
-            return READY;
-        promised = whole ? (uint32_t)length : 1;
-        Outcome outcome = await_bytes(self, opened, promised, deadline);
-        if (outcome != READY)
-            return outcome;
-    }
-}
-
-/* What cannot be waited for: 0, or -1 and an error is set. */
-static int
-check_waiting(const Ring *self, size_t length, int whole)
-{
-    if (self->doorbell == NULL)
-        PyErr_SetString(PyExc_ValueError, "this end of a ring has no doorbell to wait on: bind() it");
-    else if (whole && length > self->size)
-        PyErr_Format(PyExc_ValueError, "%zu bytes at once do not fit in a ring of %u bytes", length, self->size);
-    else
-        return 0;
-    return -1;
-}
-
-/* Lets signal handlers run, with no buffer held, since one may close what is waited on. Then 0, or -1 and an error is
- * set, and the buffers are released. */
-static int
-handle_signals(Ring *self, Opened *opened)
-{
-    release_buffers(opened);
-    return PyErr_CheckSignals() < 0 ? -1 : take_buffers(self, opened);
-}
-
-/* 0, or -1 where an error is set. The buffers are released. */
-static int
-finish(Ring *self, Opened *opened, Outcome outcome)
-{
-    if (outcome == LIE)
-        refuse(self);
-    release_buffers(opened);
-    return outcome == LIE ? -1 : 0;
-}
-
-/* As await_bytes, with the GIL, and signals handled. -1 where an error is set and the buffers are released. */
-static int
-await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadline, Outcome *outcome)
-{
-    for (;;) {
-        Py_BEGIN_ALLOW_THREADS
-        *outcome = await_bytes(self, opened, wanted, deadline);
-        Py_END_ALLOW_THREADS
-        if (*outcome != PAUSED)
-            return 0;
-        if (handle_signals(self, opened) < 0)
-            return -1;
-    }
-}
-
-/* Moves what can be moved at once; whether that is enough. With the GIL. */
-static int
-move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, size_t *moved,
-             Outcome *outcome)
-{
-    if (self->writes && peer_is_gone(self, opened))
-        return 0;
-    occupy(self);
-    uint32_t count = 0;
-    if (look(self, opened) < 0)
-        *outcome = LIE;
-    else {
-        count = length < self->seen ? (uint32_t)length : self->seen;
-        if (count < least && (whole || count >= WITHOUT_GIL))
-            count = 0;
-        if (count > 0)
-            move(self, opened, memory, count);
-    }
-    vacate(self);
-    *moved = count;
-    return *outcome == LIE || count >= least;
-}
-
-PyObject *
-pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline)
-{
-    Py_buffer memory;
-    if (PyObject_GetBuffer(buffer, &memory, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0)
-        return NULL;
-    if (start < 0 || start > memory.len) {
-        PyErr_Format(PyExc_ValueError, "byte %zd lies outside %zd bytes", start, memory.len);
-        PyBuffer_Release(&memory);
-        return NULL;
-    }
-    size_t length = (size_t)(memory.len - start);
-    PyObject *result = NULL;
-    Opened opened;
-    if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
-        Outcome outcome = READY;
-        size_t moved = 0; /* this call's own: a signal handler may use the same end */
-        if (least > length)
-            least = length;
-        int failed = 0;
-        if (!move_at_once(self, &opened, (char *)memory.buf + start, length, least, whole, &moved, &outcome)) {
-            do {
-                Py_BEGIN_ALLOW_THREADS
-                outcome = pump(self, &opened, (char *)memory.buf + start, length, least, whole, deadline, &moved);
-                Py_END_ALLOW_THREADS
-                failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
-            } while (outcome == PAUSED && !failed);
-        }
-        if (!failed && finish(self, &opened, outcome) == 0)
-            result = outcome == READY ? PyLong_FromSize_t(moved) : Py_BuildValue("ni", (Py_ssize_t)moved, (int)outcome);
-    }
-    PyBuffer_Release(&memory);
-    return result;
-}
-
-static PyObject *
-writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-    uint64_t deadline;
-    Py_ssize_t start;
-    if (check_count("send", nargs, 4) < 0 || parse_offset(args[1], &start) < 0 || parse_timeout(args[3], &deadline) < 0)
-        return NULL;
-    int whole = PyObject_IsTrue(args[2]);
-    return whole < 0 ? NULL : pump_buffer((Ring *)object, args[0], start, SIZE_MAX, whole, deadline);
-}
-
-static PyObject *
-reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-    uint64_t deadline;
-    if (check_count("receive_into", nargs, 2) < 0 || parse_timeout(args[1], &deadline) < 0)
-        return NULL;
-    return pump_buffer((Ring *)object, args[0], 0, 1, 0, deadline);
-}
-
-PyObject *
-receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline)
-{
-    if (most < 0)
-        return PyErr_Format(PyExc_ValueError, "cannot read %zd bytes", most);
-    Opened opened;
-    if (check_waiting(self, (size_t)most, whole) < 0 || take_buffers(self, &opened) < 0)
-        return NULL;
-    uint32_t wanted = whole ? (uint32_t)most : most > 0;
-    Outcome outcome = READY;
-    if (!is_there(self, &opened, wanted) && await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
-        return NULL;
-    PyObject *result = NULL;
-    if (outcome == READY) {
-        occupy(self);
-        if (look_again(self, &opened, wanted) < 0)
-            outcome = LIE;
-        else {
-            uint32_t count = (size_t)most < self->seen ? (uint32_t)most : self->seen;
-            result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
-            if (result != NULL && count > 0)
-                move(self, &opened, PyBytes_AsString(result), count);
-        }
-        vacate(self);
-    }
-    if (finish(self, &opened, outcome) < 0)
-        return NULL;
-    return outcome == READY ? result : PyLong_FromLong(outcome);
-}
-
-static PyObject *
-reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-    uint64_t deadline;
-    Py_ssize_t most;
-    if (check_count("receive", nargs, 3) < 0 || parse_offset(args[0], &most) < 0 || parse_timeout(args[2], &deadline) < 0)
-        return NULL;
-    int whole = PyObject_IsTrue(args[1]);
-    return whole < 0 ? NULL : receive_bytes((Ring *)object, most, whole, deadline);
-}
-
-static PyObject *
-ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
-{
-    Ring *self = (Ring *)object;
-    uint32_t wanted;
-    uint64_t deadline;
-    if (check_count("wait", nargs, 2) < 0 || parse_value(args[0], 32, &wanted) < 0 || parse_timeout(args[1], &deadline) < 0)
-        return NULL;
-    Opened opened;
-    if (check_waiting(self, wanted, 1) < 0 || take_buffers(self, &opened) < 0)
-        return NULL;
-    Outcome outcome;
-    if (await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
-        return NULL;
-    if (outcome == READY) {
-        occupy(self);
-        if (look_again(self, &opened, wanted) < 0)
-            outcome = LIE;
-        vacate(self);
-    }
-    return finish(self, &opened, outcome) < 0 ? NULL : PyLong_FromLong(outcome);
-}
-
-static PyObject *
-ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
-{
-    Ring *self = (Ring *)object;
-    State *state = PyType_GetModuleState(type);
-    Py_ssize_t live, ask, asked;
-    double poll;
-    if (names != NULL && PyTuple_Size(names) != 0) {
-        PyErr_SetString(PyExc_TypeError, "bind() takes no keyword arguments");
-        return NULL;
-    }
-    if (check_count("bind", nargs, 5) < 0 || parse_offset(args[1], &live) < 0 || parse_offset(args[2], &ask) < 0 ||
-        parse_offset(args[3], &asked) < 0)
-        return NULL;
-    poll = PyFloat_AsDouble(args[4]);
-    if (poll == -1.0 && PyErr_Occurred())
-        return NULL;
-    if (!PyObject_TypeCheck(args[0], state->doorbell))
-        return PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[0]);
-    if (!(poll >= 0 && poll <= 10))
-        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", args[4]);
-    Opened opened;
-    if (ring_open(self, &opened) < 0)
-        return NULL;
-    Py_ssize_t length = opened.indices.len;
-    int within = live < length && ask >= 0 && ask < length && asked >= 0 && asked < length;
-    PyObject *before = NULL;
-    if (within) {
-        before = (PyObject *)self->doorbell;
-        self->doorbell = (Doorbell *)Py_NewRef(args[0]);
-        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-        self->live_at = live;
-        self->ask_at = ask;
-        self->asked_at = asked;
-        self->poll = (uint64_t)(poll * 1e9);
-    }
-    ring_close(self, &opened);
-    Py_XDECREF(before);
-    if (within)
-        Py_RETURN_NONE;
-    PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
-    return NULL;
-}
-
-static PyObject *
-ring_enter(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    return take_turn(&((Ring *)object)->turn, NEVER) < 0 ? NULL : Py_NewRef(object);
-}
-
-static PyObject *
-ring_exit(PyObject *object, PyObject *Py_UNUSED(args))
-{
-    end_turn(&((Ring *)object)->turn);
-    Py_RETURN_NONE;
-}
-
 static PyObject *
 ring_get_size(PyObject *object, void *Py_UNUSED(closure))
 {
@@ -782,9 +455,9 @@ static PyMethodDef reader_methods[] = {
      "Take what is ready, at most that many bytes, or all of them, waiting for it;\n"
      "or how the wait for them ended, as `wait` has it."},
     {"receive_into", (PyCFunction)(void (*)(void))reader_receive_into, METH_FASTCALL,
-     "receive_into($self, buffer, timeout, /)\n--\n\n"
-     "Take what is ready and fits, waiting for a byte: how many; or 0 and how\n"
-     "the wait ended, as `wait` has it."},
+     "receive_into($self, buffer, start, full, timeout, /)\n--\n\n"
+     "Take what is ready and fits from byte `start` on, waiting for a byte, or until the buffer is full: how many; or, where\n"
+     "that was not so, how many and how the wait ended, as `wait` has it."},
     WAITING,
     {NULL, NULL, 0, NULL},
 };
@@ -857,51 +530,3 @@ PyType_Spec writer_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = writer_slots,
 };
-
-/* ---- Who wants to be told ------------------------------------------------------------------------------ */
-
-static int
-notify_arguments(const char *name, PyObject *const *args, Py_ssize_t nargs, Py_buffer *view, uint8_t **byte, uint8_t *bits)
-{
-    Py_ssize_t at;
-    uint32_t value;
-    if (check_count(name, nargs, 3) < 0 || parse_offset(args[1], &at) < 0 || parse_value(args[2], 8, &value) < 0 ||
-        PyObject_GetBuffer(args[0], view, PyBUF_WRITABLE) < 0)
-        return -1;
-    if (at < 0 || at >= view->len) {
-        PyErr_Format(PyExc_IndexError, "offset %zd: not within the buffer's %zd bytes", at, view->len);
-        PyBuffer_Release(view);
-        return -1;
-    }
-    *byte = (uint8_t *)view->buf + at;
-    *bits = (uint8_t)value;
-    return 0;
-}
-
-PyObject *
-ask_notify(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    uint8_t *byte, bits;
-    if (notify_arguments("ask_notify", args, nargs, &view, &byte, &bits) < 0)
-        return NULL;
-    __atomic_fetch_or(byte, bits, __ATOMIC_SEQ_CST);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    PyBuffer_Release(&view);
-    Py_RETURN_NONE;
-}
-
-PyObject *
-take_notify(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
-{
-    Py_buffer view;
-    uint8_t *byte, bits;
-    if (notify_arguments("take_notify", args, nargs, &view, &byte, &bits) < 0)
-        return NULL;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    int asked = (__atomic_load_n(byte, __ATOMIC_RELAXED) & bits) != 0; /* where nobody asks, the peer keeps the line */
-    if (asked)
-        asked = (__atomic_fetch_and(byte, (uint8_t)~bits, __ATOMIC_SEQ_CST) & bits) != 0;
-    PyBuffer_Release(&view);
-    return PyBool_FromLong(asked);
-}

@@ -6,17 +6,16 @@
 #include "native.h"
 
 #include <linux/futex.h>
-#include <pthread.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 /* ---- Turns --------------------------------------------------------------------------------------------- */
 
-int
+int HOT
 take_turn(Turn *turn, uint64_t deadline)
 {
-    uintptr_t self = (uintptr_t)pthread_self();
+    uintptr_t self = (uintptr_t)__builtin_thread_pointer();
     if (turn->generation != fork_generation)
         *turn = (Turn){.generation = fork_generation};
     if (__atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
@@ -46,7 +45,7 @@ take_turn(Turn *turn, uint64_t deadline)
     return 0;
 }
 
-void
+void HOT
 end_turn(Turn *turn)
 {
     if (--turn->depth > 0)
@@ -119,7 +118,7 @@ typedef struct {
 } Call;
 
 /* (subject, timeout=None), each by position or by name. */
-static int
+static int HOT
 parse_call(Stream *self, const char *const names[2], PyObject *const *args, Py_ssize_t nargs, PyObject *keywords,
            Call *call)
 {
@@ -156,7 +155,7 @@ parse_call(Stream *self, const char *const names[2], PyObject *const *args, Py_s
     return parse_timeout(given[1] == NULL ? Py_None : given[1], &call->deadline);
 }
 
-static int
+static int HOT
 check_subject(const Call *call, const char *name)
 {
     if (call->subject != NULL)
@@ -172,19 +171,36 @@ deadline_object(const Call *call)
     return call->deadline == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)call->deadline / 1e9);
 }
 
+/* Has the subclass go on from (how many, why not all). */
 static PyObject *
+go_on(Stream *self, const char *method, const Call *call, int whole, size_t moved, int outcome)
+{
+    PyObject *deadline = deadline_object(call);
+    if (deadline == NULL)
+        return NULL;
+    PyObject *result = PyObject_CallMethod((PyObject *)self, method, "OOO(ni)", call->subject, whole ? Py_True : Py_False,
+                                           deadline, (Py_ssize_t)moved, outcome);
+    Py_DECREF(deadline);
+    return result;
+}
+
+/* What `write` returns; for `send`, which is whole, None. */
+static PyObject * HOT
 write_all(Stream *self, const Call *call, int whole)
 {
     if (take_turn(&self->outgoing->turn, call->deadline) < 0)
         return NULL;
-    PyObject *result = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->deadline);
-    if (result != NULL && PyTuple_Check(result)) {
-        PyObject *progress = result, *deadline = deadline_object(call);
-        result = deadline == NULL ? NULL
-                                  : PyObject_CallMethod((PyObject *)self, "_send_on", "OOOO", call->subject,
-                                                        whole ? Py_True : Py_False, deadline, progress);
-        Py_XDECREF(deadline);
-        Py_DECREF(progress);
+    size_t moved;
+    int outcome = pump_buffer(self->outgoing, call->subject, 0, SIZE_MAX, whole, call->deadline, &moved);
+    PyObject *result = NULL;
+    if (outcome == READY)
+        result = whole ? Py_NewRef(Py_None) : PyLong_FromLong((long)moved);
+    else if (outcome > READY) {
+        result = go_on(self, "_send_on", call, whole, moved, outcome);
+        if (result != NULL && whole) {
+            Py_DECREF(result);
+            result = Py_NewRef(Py_None);
+        }
     }
     end_turn(&self->outgoing->turn);
     return result;
@@ -195,20 +211,16 @@ static const char *const size_names[] = {"size", "timeout"};
 static const char *const most_names[] = {"most", "timeout"};
 static const char *const buffer_names[] = {"buffer", "timeout"};
 
-static PyObject *
+static PyObject * HOT
 stream_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Call call;
     if (parse_call((Stream *)object, data_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "data") < 0)
         return NULL;
-    PyObject *result = write_all((Stream *)object, &call, 1);
-    if (result == NULL)
-        return NULL;
-    Py_DECREF(result);
-    Py_RETURN_NONE;
+    return write_all((Stream *)object, &call, 1);
 }
 
-static PyObject *
+static PyObject * HOT
 stream_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Call call;
@@ -217,25 +229,25 @@ stream_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject
     return write_all((Stream *)object, &call, 0);
 }
 
-static PyObject *
+static PyObject * HOT
 read_bytes(Stream *self, const Call *call, Py_ssize_t most, int whole)
 {
     if (take_turn(&self->incoming->turn, call->deadline) < 0)
         return NULL;
-    PyObject *result = receive_bytes(self->incoming, most, whole, call->deadline);
-    if (result != NULL && PyLong_Check(result)) {
-        PyObject *outcome = result, *deadline = deadline_object(call);
+    Outcome outcome;
+    PyObject *result = receive_bytes(self->incoming, most, whole, call->deadline, &outcome);
+    if (result == NULL && outcome != READY && outcome != LIE) {
+        PyObject *deadline = deadline_object(call);
         result = deadline == NULL ? NULL
-                                  : PyObject_CallMethod((PyObject *)self, "_receive_on", "nOOO", most,
-                                                        whole ? Py_True : Py_False, deadline, outcome);
+                                  : PyObject_CallMethod((PyObject *)self, "_receive_on", "nOOi", most,
+                                                        whole ? Py_True : Py_False, deadline, (int)outcome);
         Py_XDECREF(deadline);
-        Py_DECREF(outcome);
     }
     end_turn(&self->incoming->turn);
     return result;
 }
 
-static PyObject *
+static PyObject * HOT
 stream_recv(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Call call;
@@ -246,7 +258,7 @@ stream_recv(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject 
     return read_bytes((Stream *)object, &call, size, 1);
 }
 
-static PyObject *
+static PyObject * HOT
 stream_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Call call;
@@ -257,32 +269,50 @@ stream_read(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject 
     return read_bytes((Stream *)object, &call, most, 0);
 }
 
-static PyObject *
-stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+static PyObject * HOT
+read_into(Stream *self, const Call *call, int full)
 {
-    Stream *self = (Stream *)object;
-    Call call;
-    if (parse_call(self, buffer_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "buffer") < 0 ||
-        take_turn(&self->incoming->turn, call.deadline) < 0)
+    if (take_turn(&self->incoming->turn, call->deadline) < 0)
         return NULL;
-    PyObject *result = pump_buffer(self->incoming, call.subject, 0, 1, 0, call.deadline);
-    if (result != NULL && PyTuple_Check(result)) {
-        PyObject *progress = result, *deadline = deadline_object(&call);
-        result = deadline == NULL
-                     ? NULL
-                     : PyObject_CallMethod(object, "_receive_into_on", "OOO", call.subject, deadline, progress);
-        Py_XDECREF(deadline);
-        Py_DECREF(progress);
-    }
+    size_t moved;
+    int outcome = pump_buffer(self->incoming, call->subject, 0, full ? SIZE_MAX : 1, 0, call->deadline, &moved);
+    PyObject *result = NULL;
+    if (outcome == READY)
+        result = PyLong_FromLong((long)moved);
+    else if (outcome > READY)
+        result = go_on(self, "_receive_into_on", call, full, moved, outcome);
     end_turn(&self->incoming->turn);
     return result;
+}
+
+static PyObject * HOT
+stream_readinto(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    if (parse_call((Stream *)object, buffer_names, args, nargs, keywords, &call) < 0 ||
+        check_subject(&call, "buffer") < 0)
+        return NULL;
+    return read_into((Stream *)object, &call, 0);
+}
+
+static PyObject * HOT
+stream_fill(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Call call;
+    if (parse_call((Stream *)object, buffer_names, args, nargs, keywords, &call) < 0 ||
+        check_subject(&call, "buffer") < 0)
+        return NULL;
+    return read_into((Stream *)object, &call, 1);
 }
 
 PyDoc_STRVAR(stream_doc,
 "Stream(incoming, outgoing, /)\n--\n\n"
 "Both ends of a vchan: moves bytes, and waits for them, in one call each. Whatever keeps it from that, and the end of\n"
 "the doorbell's patience, goes to the subclass's `_send_on(data, whole, deadline, progress)`,\n"
-"`_receive_on(most, whole, deadline, outcome)` or `_receive_into_on(buffer, deadline, progress)`, which return what the call is to return.");
+"`_receive_on(most, whole, deadline, outcome)` or `_receive_into_on(buffer, full, deadline, progress)`, which return what\n"
+"the call is to return.");
+
+static PyObject *stream_init_subclass(PyObject *type, PyObject *args, PyObject *kwargs);
 
 #define CALL(NAME, FUNCTION, SIGNATURE, DOC)                                                                 \
     {NAME, (PyCFunction)(void (*)(void))FUNCTION, METH_FASTCALL | METH_KEYWORDS, NAME "($self, " SIGNATURE ")\n--\n\n" DOC}
@@ -301,6 +331,10 @@ static PyMethodDef stream_methods[] = {
          "Read what is there, at most `most` bytes, waiting for one at least; b\"\" where the peer has closed."),
     CALL("readinto", stream_readinto, "buffer, timeout=None",
          "As `read`, into a buffer: how many bytes, 0 where the peer has closed."),
+    CALL("fill", stream_fill, "buffer, timeout=None",
+         "Read until `buffer` is full, of any size: how many bytes; less only where the peer has closed, or the time was out\n"
+         "with at least one read."),
+    {"__init_subclass__", (PyCFunction)(void (*)(void))stream_init_subclass, METH_CLASS | METH_VARARGS | METH_KEYWORDS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -308,6 +342,29 @@ static PyMemberDef stream_members[] = {
     {"_ended", T_BOOL, offsetof(Stream, ended), 0, "Whether it is closed, or being closed."},
     {NULL, 0, 0, 0, NULL},
 };
+
+/* Gives the subclass the calls as methods of its own, where it has none: CPython has a short way to call those of an
+ * object's own type, not to inherited ones. */
+static PyObject *
+stream_init_subclass(PyObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    PyTypeObject *subclass = (PyTypeObject *)type, *base = PyType_GetSlot(subclass, Py_tp_base);
+    if (PyType_GetSlot(base, Py_tp_new) != (void *)stream_new || PyType_GetSlot(base, Py_tp_dealloc) != (void *)stream_dealloc)
+        Py_RETURN_NONE; /* a subclass's subclass, which may inherit other methods */
+    PyObject *own = PyObject_GetAttrString(type, "__dict__");
+    for (PyMethodDef *method = stream_methods; own != NULL && method->ml_flags == (METH_FASTCALL | METH_KEYWORDS); method++) {
+        if (PyMapping_HasKeyString(own, method->ml_name))
+            continue;
+        PyObject *descriptor = PyDescr_NewMethod(subclass, method);
+        if (descriptor == NULL || PyObject_SetAttrString(type, method->ml_name, descriptor) < 0)
+            Py_CLEAR(own);
+        Py_XDECREF(descriptor);
+    }
+    if (own == NULL)
+        return NULL;
+    Py_DECREF(own);
+    Py_RETURN_NONE;
+}
 
 static PyType_Slot stream_slots[] = {
     {Py_tp_doc, (void *)stream_doc},

@@ -8,9 +8,15 @@ typedef struct {
 } Word;
 
 /* The offset and the values are converted before the buffer is taken, since __index__ may run any code. */
-int
+int HOT
 parse_offset(PyObject *offset, Py_ssize_t *at)
 {
+    if (PyLong_CheckExact(offset)) {
+        *at = PyLong_AsSsize_t(offset);
+        if (*at != -1 || !PyErr_Occurred())
+            return 0;
+        PyErr_Clear();
+    }
     *at = PyNumber_AsSsize_t(offset, NULL); /* clips: the check against the length then refuses it */
     return *at == -1 && PyErr_Occurred() ? -1 : 0;
 }

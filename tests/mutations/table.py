@@ -302,6 +302,12 @@ MUTATIONS: dict[str, Mutation] = {
         "            raise self._peer_closed()\n        return done",
         "            raise InterfaceClosed('')\n        return done",
     ),
+    "vchan.filled": M(
+        "vchan/endpoint.py",
+        "    def data_ready(self)",
+        "    def fill(self, buffer, timeout=None):\n        return self.readinto(buffer, timeout)\n\n"
+        "    def data_ready(self)",
+    ),
     "vchan.in_place": M("vchan/endpoint.py", "ring.consume(count)", "ring.consume(0)"),
     "vchan.keys_are_the_clients": M("vchan/keys.py", 'Permission(client, "r")', 'Permission(client, "b")'),
     "vchan.killed_client": M("vchan/channel.py", "clear_byte=abi.CLI_LIVE", "clear_byte=100"),
@@ -325,6 +331,9 @@ MUTATIONS: dict[str, Mutation] = {
         "vchan/endpoint.py",
         "            raise self._peer_closed()\n        return data\n",
         "            pass\n        return data\n",
+    ),
+    "vchan.waits_without_deadline": M(
+        "vchan/endpoint.py", "            self._doorbell.stop(True)  # who waits", "            pass  # who waits"
     ),
     # vchan for asyncio
     "vchan_streams.both_ways": M(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xengrant._native import Descriptor, Doorbell, RingReader, RingWriter, Stream, ask_notify, take_notify
+from xengrant._native import Descriptor, Doorbell, RingReader, RingWriter, Stream
 from xengrant.errors import ProtocolError
 
 _START, _SIZE = 64, 256
@@ -263,7 +263,7 @@ def test_a_wait_ends_where_the_peer_is_gone_but_what_it_wrote_is_read() -> None:
         assert reader.receive(1, False, 10) == _GONE
         assert writer.send(b"x", 0, True, 10) == (0, _GONE)
         reader.bind(bell.here, -1, _ASK, _ASKED, 0)
-        assert reader.receive_into(bytearray(5), 0.01) == (0, _LATE), "-1: nobody's end counts"
+        assert reader.receive_into(bytearray(5), 0, False, 0.01) == (0, _LATE), "-1: nobody's end counts"
 
 
 def test_a_message_is_moved_whole_or_not_at_all() -> None:
@@ -293,7 +293,7 @@ def test_a_stream_larger_than_the_ring_is_one_call() -> None:
         def read() -> None:
             buffer = bytearray(100)
             while len(got) < len(data):
-                count = reader.receive_into(buffer, 10)
+                count = reader.receive_into(buffer, 0, False, 10)
                 assert isinstance(count, int)
                 got.extend(buffer[:count])
 
@@ -458,7 +458,7 @@ def test_a_lie_ends_a_wait_and_is_refused() -> None:
     with _Bell() as bell:
         reader = _bound_reader(memory, bell.here)
         struct.pack_into("<I", memory, 4, 5_000)
-        for call in (lambda: reader.receive(10, True, 10), lambda: reader.receive_into(bytearray(10), 10)):
+        for call in (lambda: reader.receive(10, True, 10), lambda: reader.receive_into(bytearray(10), 0, False, 10)):
             with pytest.raises(ProtocolError):
                 call()
 
@@ -475,16 +475,3 @@ def test_an_end_without_a_doorbell_does_not_wait() -> None:
     for call in (lambda: reader.wait(1, 0), lambda: reader.receive(1, False, 0), lambda: writer.send(b"", 0, False, 0)):
         with pytest.raises(ValueError, match="no doorbell"):
             call()
-
-
-def test_notify_bits_are_asked_for_and_taken_once() -> None:
-    memory = bytearray(4)
-    ask_notify(memory, 2, 1)
-    ask_notify(memory, 2, 2)
-    assert memory == b"\0\0\3\0"
-    assert take_notify(memory, 2, 1)
-    assert not take_notify(memory, 2, 1)
-    assert memory == b"\0\0\2\0"
-    for function in (ask_notify, take_notify):
-        with pytest.raises(IndexError, match="offset 4"):
-            function(memory, 4, 1)

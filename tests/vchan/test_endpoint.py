@@ -71,6 +71,27 @@ def test_a_message_comes_whole_or_not_at_all(ends: Ends) -> None:
     assert server.recv(0) == b""
 
 
+def test_a_buffer_is_filled_over_many_rings_or_up_to_the_end(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=2048)
+    data = os.urandom(300_000)
+    buffer = bytearray(len(data))
+    writer = threading.Thread(target=client.write, args=(data, SOON))
+    writer.start()
+    assert server.fill(buffer, SOON) == len(data)
+    writer.join(SOON)
+    assert buffer == data
+    assert server.fill(bytearray()) == 0
+    with pytest.raises(TimeoutError, match="domain 2 wrote nothing"):
+        server.fill(buffer, 0.01)
+    client.send(b"half")
+    assert server.fill(buffer, 0.01) == 4
+    client.send(b"rest")
+    client.close()
+    assert server.fill(buffer) == 4
+    assert server.fill(buffer) == 0
+    assert buffer[:4] == b"rest"
+
+
 def test_a_stream_says_how_much_went_when_the_time_is_out(ends: Ends) -> None:
     server, client = ends(read_size=1024, write_size=2048)
     assert client.write(b"x" * 5000, 0.05) == 1024

@@ -5,7 +5,8 @@ Speaks to libxenvchan byte for byte, as server and as client. `serve` and `conne
 `create_connection` are for its protocols, and for the libraries built on them.
 """
 
-from xengrant.vchan.endpoint import Vchan, connect, serve
+from xengrant.vchan.endpoint import Vchan
+from xengrant.vchan.opening import connect, serve
 from xengrant.vchan.server import VchanServer
 from xengrant.vchan.streams import create_connection, create_server, open_connection, start_server
 from xengrant.vchan.transport import VchanTransport

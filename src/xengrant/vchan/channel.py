@@ -11,7 +11,7 @@ import errno
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from xengrant._native import RingReader, RingWriter, ask_notify, fetch_or8, load8, load16, store8, store16
+from xengrant._native import RingReader, RingWriter, fence, fetch_or8, load8, load16, store8, store16
 from xengrant.abi import libxenvchan as abi
 from xengrant.errors import PeerClosed, ProtocolError
 from xengrant.gntshr import UnmapNotify
@@ -115,15 +115,20 @@ class Channel:
         """Whether that many bytes are there, or no more will come; else the peer is asked to tell when it writes."""
         if self.incoming.ready >= wanted:
             return True
-        ask_notify(self.control, self._ask, abi.NOTIFY_WRITE)
+        self._ask_notify(abi.NOTIFY_WRITE)
         return self.incoming.ready >= wanted or not self.is_open
 
     def has_space(self, wanted: int) -> bool:
         """Whether that many bytes fit, or nobody reads any more; else the peer is asked to tell when it reads."""
         if self.outgoing.space >= wanted:
             return True
-        ask_notify(self.control, self._ask, abi.NOTIFY_READ)
+        self._ask_notify(abi.NOTIFY_READ)
         return self.outgoing.space >= wanted or not self.is_open
+
+    def _ask_notify(self, bit: int) -> None:
+        """Ask to be told; the ring is to be looked at again afterwards."""
+        fetch_or8(self.control, self._ask, bit)
+        fence()
 
     def close(self) -> None:
         """Say goodbye and give the memory back; `BufferError` while views of it are alive, and nothing changes.

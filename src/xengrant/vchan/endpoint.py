@@ -1,6 +1,6 @@
-"""A vchan for programs that wait: `serve` and `connect` make a `Vchan`, a two-way stream of bytes with another domain.
+"""Vchan: one end of a vchan for programs that wait, a two-way stream of bytes with another domain.
 
-What C programs have in libxenvchan, and speaking to it byte for byte. Above `channel`, which never waits, and `keys`.
+`opening` makes it, on a `channel`, which never waits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from xengrant._native import Stream
-from xengrant.arguments import checked_domid
-from xengrant.domain import Domain
-from xengrant.domain import connect as connect_domain
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.vchan import keys as meeting
-from xengrant.vchan.channel import Channel, offer
-from xengrant.vchan.joining import Joined, joining
+from xengrant.vchan.channel import Channel
 from xengrant.waiting import deadline_after, seconds_until
 
 if TYPE_CHECKING:
@@ -52,10 +48,7 @@ def _close_open() -> None:
                 end.close()
 
 
-__all__ = ["DEFAULT_SIZE", "Vchan", "connect", "serve"]
-
-DEFAULT_SIZE = 65536
-"""Bytes of each ring where the server names no other size."""
+__all__ = ["Vchan"]
 
 # What `_native` says of a wait.
 _READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
@@ -67,8 +60,8 @@ _PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked a
 class Vchan(Stream):
     """One end of a vchan.
 
-    `send` and `recv` move messages whole, `write`, `read` and `readinto` a stream; `reserve` with `commit` and `peek`
-    with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and then raises
+    `send` and `recv` move messages whole, `write`, `fill`, `read` and `readinto` a stream; `reserve` with `commit` and
+    `peek` with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and then raises
     `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read` gives b"". All
     may raise `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone, and
     `InterfaceClosed` where this end is closed meanwhile.
@@ -291,21 +284,10 @@ class Vchan(Stream):
     # Waiting. `_native.Stream` does it, in one call where nothing comes between; else these go on.
 
     def _send_on(self, data: Buffer, whole: bool, deadline: float | None, progress: tuple[int, int]) -> int:
-        done, outcome = progress
+        def send(done: int, left: float | None) -> int | tuple[int, int]:
+            return self._outgoing.send(data, done, whole, left)
 
-        def send(left: float | None) -> int:
-            nonlocal done
-            result = self._outgoing.send(data, done, whole, left)
-            count, how = (result, _READY) if isinstance(result, int) else result
-            done += count
-            return how
-
-        try:
-            outcome = self._watch(send, outcome, deadline, f"domain {self.domid} read nothing from")
-        except TimeoutError:
-            if done == 0:
-                raise
-            return done
+        done, outcome = self._move_on(send, deadline, progress, f"domain {self.domid} read nothing from")
         if outcome == _PEER_GONE:
             raise self._peer_closed()
         return done
@@ -325,17 +307,35 @@ class Vchan(Stream):
             raise self._peer_closed()
         return data
 
-    def _receive_into_on(self, buffer: Buffer, deadline: float | None, progress: tuple[int, int]) -> int:
-        count, outcome = progress
+    def _receive_into_on(self, buffer: Buffer, full: bool, deadline: float | None, progress: tuple[int, int]) -> int:
+        def receive(done: int, left: float | None) -> int | tuple[int, int]:
+            return self._incoming.receive_into(buffer, done, full, left)
 
-        def receive(left: float | None) -> int:
-            nonlocal count
-            result = self._incoming.receive_into(buffer, left)
+        return self._move_on(receive, deadline, progress, self._wrote_nothing)[0]
+
+    def _move_on(
+        self,
+        move: Callable[[int, float | None], int | tuple[int, int]],
+        deadline: float | None,
+        progress: tuple[int, int],
+        late: str,
+    ) -> tuple[int, int]:
+        """Move what `progress` left: how many bytes were moved in all, and the outcome. Late only where none were."""
+        done, outcome = progress
+
+        def more(left: float | None) -> int:
+            nonlocal done
+            result = move(done, left)
             count, how = (result, _READY) if isinstance(result, int) else result
+            done += count
             return how
 
-        self._watch(receive, outcome, deadline, self._wrote_nothing)
-        return count
+        try:
+            outcome = self._watch(more, outcome, deadline, late)
+        except TimeoutError:
+            if done == 0:
+                raise
+        return done, outcome
 
     @property
     def _wrote_nothing(self) -> str:
@@ -386,103 +386,3 @@ class Vchan(Stream):
 
     def _peer_closed(self) -> PeerClosed:
         return PeerClosed(errno.EPIPE, f"domain {self.domid} has closed the vchan at {self.path}")
-
-
-def serve(
-    domid: int,
-    path: str,
-    *,
-    read_size: int = DEFAULT_SIZE,
-    write_size: int = DEFAULT_SIZE,
-    persist: bool = False,
-    poll: float = 0.0,
-    peer: Peer | None = None,
-    domain: Domain | None = None,
-) -> Vchan:
-    """Offer a vchan to domain `domid` at `path` in xenstore, with rings of at least so many bytes, 1 MiB at most.
-
-    Returns at once: what is written waits in the ring for the client (`Vchan.wait_connected`). `path` is absolute,
-    relative to this domain's own directory, or a bare name below ``data/vchan/DOMID``. With `persist` the end stays
-    open when a client leaves, for the next (libxenvchan's server_persist), which finds what that one left unread.
-
-    `poll` is how many seconds a call looks again and again before it sleeps. `peer` is what tells of the death of the
-    other domain; dom0, which xenstore tells, needs none. `domain` is by default what `xengrant.connect()` gives.
-    Raises as `Gntshr.share_pages` and `EventChannels.bind_unbound`, `XenStoreError`, `ValueError`.
-    """
-    checked_domid(domid)
-    with ExitStack() as held:
-        domain = domain or held.enter_context(connect_domain())
-        where = meeting.key_path(domain.domid, domid, path)
-        peer = peer or _default_peer(domain, domid, held)
-        store = held.enter_context(domain.xenstore())
-        channels = held.enter_context(domain.evtchn())
-        port = held.enter_context(channels.bind_unbound(domid))
-        channel = offer(domain, port, read_size, write_size, persists=persist, poll=poll)
-        with ExitStack() as undo:
-            undo.callback(channel.close)
-            assert channel.keys is not None
-            meeting.publish(store, where, domain.domid, domid, channel.keys)
-            held.callback(_withdraw, store, where, channel.keys)
-            undo.pop_all()
-        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer, store=store)
-
-
-def connect(
-    domid: int,
-    path: str,
-    *,
-    timeout: float | None = None,
-    poll: float = 0.0,
-    peer: Peer | None = None,
-    domain: Domain | None = None,
-) -> Vchan:
-    """Connect to the vchan that domain `domid` offers to this one at `path`, waiting at most `timeout` seconds for it.
-
-    `path` is absolute, relative to the server's own directory, or a bare name below its ``data/vchan/OUR_DOMID``. A
-    server that has closed, or serves another client, is waited for too. `poll`, `peer` and `domain` are as in `serve`.
-    Raises `TimeoutError` with what was in the way, `ProtocolError` where the server offers what cannot be,
-    `XenStoreError`, `InterfaceUnavailable`.
-    """
-    checked_domid(domid)
-    with ExitStack() as held:
-        domain = domain or held.enter_context(connect_domain())
-        where = meeting.key_path(domid, domain.domid, path)
-        peer = peer or _default_peer(domain, domid, held)
-        channels = held.enter_context(domain.evtchn())
-        channel, port = _meet(domain, channels, domid, where, timeout, poll)
-        held.callback(port.close)
-        return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
-
-
-def _meet(
-    domain: Domain, channels: EventChannels, domid: int, where: str, timeout: float | None, poll: float
-) -> Joined[Port]:
-    steps = joining(domain, channels, domid, where, timeout, poll=poll)
-    with contextlib.closing(steps), domain.xenstore() as store, store.watch(where) as watch:
-        keys: meeting.Keys | None = None
-        while True:
-            try:
-                pause = steps.send(keys)
-            except StopIteration as end:
-                joined: Joined[Port] = end.value
-                return joined
-            keys = None
-            if pause is None:
-                keys = meeting.published(store, where)
-            else:
-                with contextlib.suppress(TimeoutError):
-                    watch.wait(pause.seconds)
-
-
-def _default_peer(domain: Domain, domid: int, held: ExitStack) -> Peer | None:
-    """What tells of the other domain's death: only dom0 is told without a node to look at (XSA-115)."""
-    if domain.domid != 0:
-        return None
-    peer = domain.peer(domid)
-    held.callback(peer.close)
-    return peer
-
-
-def _withdraw(store: XenStore, where: str, published: meeting.Keys) -> None:
-    if not store.closed:  # else this is a forked child, or the machine is gone
-        meeting.withdraw(store, where, published)

@@ -16,8 +16,8 @@ from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
 from xengrant.vchan import keys as meeting
-from xengrant.vchan.endpoint import DEFAULT_SIZE
 from xengrant.vchan.joining import Joined, joining
+from xengrant.vchan.opening import DEFAULT_SIZE
 from xengrant.vchan.orders import choose_orders
 from xengrant.vchan.server import VchanServer
 from xengrant.vchan.transport import VchanTransport

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from xengrant import vchan
-from xengrant.errors import PeerClosed, ProtocolError, XenStoreError
+from xengrant.errors import InterfaceClosed, PeerClosed, ProtocolError, XenStoreError
 from xengrant.testing.case import GUEST_PEER, LINUX, Case
 from xengrant.testing.expect import equal, eventually, raises, true
 from xengrant.testing.here import QUIET, SOON, Here
@@ -15,6 +15,8 @@ from xengrant.vchan import Vchan
 
 INIT = "Xen tools/libs/vchan/init.c"
 IO = "Xen tools/libs/vchan/io.c"
+
+_SILENCE = 2.5  # seconds: nothing but data ends a wait, however long it takes
 
 # (read, write) sizes of the server: every place that a ring can have.
 SIZES = [(1024, 1024), (1024, 2048), (2048, 1024), (2048, 2048), (4096, 1024), (1024, 4096), (65536, 4096)]
@@ -273,6 +275,66 @@ class InPlace(Case):
             here.tell("done")
 
 
+class Filled(Case):
+    """A buffer larger than the ring is filled in one call, and less of it only where the peer has closed"""
+
+    source = f"{IO}, libxenvchan_read, called until all is there"
+    peer = "client"
+
+    def server(self, here: Here) -> None:
+        with _serving(here, read_size=1024, write_size=1024) as end:
+            equal(end.write(here.noise(50_000), SOON), 50_000, "bytes written")
+            equal(end.write(b"rest", SOON), 4, "bytes written")
+            here.hear("filled")
+
+    def client(self, here: Here) -> None:
+        here.hear("serving case")
+        with _connect(here) as end:
+            buffer = bytearray(50_000)
+            equal(end.fill(buffer, SOON), 50_000, "bytes read")
+            true(buffer == here.noise(50_000), "the buffer holds what was written")
+            here.tell("filled")
+            equal(end.fill(buffer), 4, "bytes read before the peer closed")
+            equal(bytes(buffer[:4]), b"rest", "the last of them")
+            equal(end.fill(buffer), 0, "bytes read after the end")
+
+
+class WaitsWithoutDeadline(Case):
+    """A wait without a deadline lasts through seconds of silence; what ends it is data, or the closing of its end"""
+
+    source = f"{IO}, libxenvchan_wait; that another thread can end it is xengrant's own"
+    peer = "client"
+
+    def server(self, here: Here) -> None:
+        with _serving(here) as end:
+            here.hear("waiting")
+            with raises(TimeoutError, "waiting for what the client does not write"):
+                end.recv(1, _SILENCE)
+            end.send(b"late", SOON)
+            here.hear("closed")
+
+    def client(self, here: Here) -> None:
+        here.hear("serving case")
+        ended: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                end.recv(1)
+            except BaseException as error:
+                ended.append(error)
+
+        with _connect(here) as end:
+            here.tell("waiting")
+            equal(end.recv(4), b"late", "what came after the silence")
+            thread = threading.Thread(target=wait, daemon=True)
+            thread.start()
+            eventually(lambda: _is_read(end), "the other thread waits", SOON)
+            end.close()
+            thread.join(SOON)
+            equal([type(error) for error in ended], [InterfaceClosed], "what ended the wait")
+            here.tell("closed")
+
+
 class NotifiesWhenAsked(Case):
     """An event is sent for what was asked: once for the first write, not for each"""
 
@@ -303,6 +365,15 @@ class NotifiesWhenAsked(Case):
                 end.send(bytes([digit]))
             here.tell("written")
             here.hear("done")
+
+
+def _is_read(end: Vchan) -> bool:
+    """Whether another thread has the turn to read."""
+    try:
+        end.recv(1, 0)
+    except TimeoutError as error:
+        return "another thread" in str(error)
+    return False
 
 
 def _quieten(end: Vchan) -> None:

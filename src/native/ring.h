@@ -1,0 +1,66 @@
+/* What ring.c, which never waits, and ring_wait.c share. */
+
+#ifndef XENGRANT_RING_H
+#define XENGRANT_RING_H
+
+#include "native.h"
+
+/* Xen public/io/libxenvchan.h: tell me when you have written, or read. */
+#define NOTIFY_WRITE 1
+#define NOTIFY_READ 2
+
+/* Copies shorter than this, some 10 us, keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
+#define WITHOUT_GIL 131072
+
+/* A buffer, held for a call: what is used most with less work than the buffer protocol is. */
+typedef struct {
+    char *at;
+    Py_ssize_t length;
+    Mapping *mapping; /* held as its own views hold it, or NULL */
+    int viewed;       /* whether it is held by the view; bytes need no holding, since the caller has them */
+    Py_buffer view;
+} Region;
+
+/* `mapping` is the owner, where that is one, or NULL. 0, or -1 and an error is set. */
+int take_region(PyObject *owner, Mapping *mapping, int writing, Region *region);
+void release_region(Region *region);
+
+/* A call's view of the shared memory. */
+typedef struct {
+    Region indices;
+    Region data;
+} Opened;
+
+int take_buffers(Ring *self, Opened *opened); /* 0, or -1 and an error is set */
+void release_buffers(Opened *opened);
+
+/* Both, for a call that never waits. */
+int ring_open(Ring *self, Opened *opened);
+void ring_close(Ring *self, Opened *opened);
+
+/* One call at a time uses an end. */
+void occupy(Ring *self);
+void occupy_without_gil(Ring *self);
+void vacate(Ring *self);
+
+/* Between occupy and vacate. look: 0, or -1 for a lie, which `refuse` raises. */
+int look(Ring *self, const Opened *opened);
+int look_again(Ring *self, const Opened *opened, uint32_t wanted);
+void refuse(const Ring *self);
+void copy(const Ring *self, const Opened *opened, char *memory, uint32_t count);
+void publish(Ring *self, const Opened *opened, uint32_t count);
+void tell(Ring *self, const Opened *opened);
+
+/* copy, publish and tell; with the GIL. */
+void move(Ring *self, const Opened *opened, char *memory, uint32_t count);
+
+/* Methods of both ends that wait, in ring_wait.c. */
+PyObject *ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+PyObject *ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+PyObject *ring_enter(PyObject *object, PyObject *ignored);
+PyObject *ring_exit(PyObject *object, PyObject *args);
+PyObject *reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+PyObject *reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+PyObject *writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+
+#endif

@@ -1,0 +1,398 @@
+/* The waits of a ring's ends for what the peer does: of those that `bind` made a vchan's, which tell the peer and are told
+ * by it. No call loops on what the peer writes but these, and they have a deadline; what waits does so without the GIL.
+ */
+
+#include "ring.h"
+
+/* Whether so many bytes are there. A lie counts too: `look` refuses it. */
+static int HOT
+is_there(const Ring *self, const Opened *opened, uint32_t wanted)
+{
+    uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
+    uint32_t own = __atomic_load_n(&self->own, __ATOMIC_RELAXED);
+    uint32_t apart = self->writes ? own - peer : peer - own;
+    return apart > self->size || (self->writes ? self->size - apart : apart) >= wanted;
+}
+
+static int HOT
+peer_is_gone(const Ring *self, const Opened *opened)
+{
+    return self->live_at >= 0 && __atomic_load_n((uint8_t *)opened->indices.at + self->live_at, __ATOMIC_ACQUIRE) == 0;
+}
+
+static int HOT
+is_woken(const Ring *self)
+{
+    return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != self->wakes ||
+           __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
+}
+
+static int
+spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
+{
+    uint64_t end = monotonic_now() + self->poll;
+    if (deadline < end)
+        end = deadline;
+    do {
+        for (int i = 0; i < 32; i++) {
+            if (is_there(self, opened, wanted))
+                return 1;
+#if defined(__x86_64__) || defined(__i386__)
+            __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            __asm__ volatile("yield");
+#endif
+        }
+    } while (monotonic_now() < end && !is_woken(self) && !peer_is_gone(self, opened));
+    return 0;
+}
+
+/* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
+ * event is lost; or until there may be a signal to look after. */
+static Outcome HOT
+await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
+{
+    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
+        return READY;
+    uint8_t *ask = (uint8_t *)opened->indices.at + self->ask_at;
+    uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
+    __atomic_fetch_or(ask, self->writes ? NOTIFY_READ : NOTIFY_WRITE, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (is_there(self, opened, wanted))
+        return READY;
+    /* What the peer wrote before it went is there by now. */
+    if (peer_is_gone(self, opened))
+        return is_there(self, opened, wanted) ? READY : PEER_GONE;
+    if (is_woken(self)) {
+        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        return WOKEN;
+    }
+    Waited waited = wait_for_change(self->doorbell, seen, deadline);
+    /* Before it is asked for again. */
+    if (is_there(self, opened, wanted))
+        return READY;
+    if (waited == TIMED_OUT || (deadline != NEVER && monotonic_now() >= deadline)) /* whatever events come */
+        return LATE;
+    return waited == SILENCED ? SILENT : PAUSED; /* with an event a signal may have come */
+}
+
+/* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
+static Outcome HOT
+pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
+     size_t *moved)
+{
+    for (uint32_t promised = 0;;) {
+        if (self->writes && peer_is_gone(self, opened))
+            return PEER_GONE;
+        size_t rest = length - *moved;
+        occupy_without_gil(self);
+        int looked = look_again(self, opened, promised);
+        uint32_t count = rest < self->seen ? (uint32_t)rest : self->seen;
+        if (looked < 0 || (whole && count < rest))
+            count = 0;
+        if (count > 0) {
+            copy(self, opened, memory + *moved, count);
+            publish(self, opened, count);
+        }
+        vacate(self);
+        if (looked < 0)
+            return LIE;
+        if (count > 0)
+            tell(self, opened);
+        *moved += count;
+        if (*moved >= least)
+            return READY;
+        promised = whole ? (uint32_t)length : 1;
+        Outcome outcome = await_bytes(self, opened, promised, deadline);
+        if (outcome != READY)
+            return outcome;
+    }
+}
+
+/* What cannot be waited for: 0, or -1 and an error is set. */
+static int HOT
+check_waiting(const Ring *self, size_t length, int whole)
+{
+    if (self->doorbell == NULL)
+        PyErr_SetString(PyExc_ValueError, "this end of a ring has no doorbell to wait on: bind() it");
+    else if (whole && length > self->size)
+        PyErr_Format(PyExc_ValueError, "%zu bytes at once do not fit in a ring of %u bytes", length, self->size);
+    else
+        return 0;
+    return -1;
+}
+
+/* Lets signal handlers run, with no buffer held, since one may close what is waited on. Then 0, or -1 and an error is
+ * set, and the buffers are released. */
+static int
+handle_signals(Ring *self, Opened *opened)
+{
+    release_buffers(opened);
+    return PyErr_CheckSignals() < 0 ? -1 : take_buffers(self, opened);
+}
+
+/* 0, or -1 where an error is set. The buffers are released. */
+static int HOT
+finish(Ring *self, Opened *opened, Outcome outcome)
+{
+    if (outcome == LIE)
+        refuse(self);
+    release_buffers(opened);
+    return outcome == LIE ? -1 : 0;
+}
+
+/* As await_bytes, with the GIL, and signals handled. -1 where an error is set and the buffers are released. */
+static int HOT
+await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadline, Outcome *outcome)
+{
+    for (;;) {
+        Py_BEGIN_ALLOW_THREADS
+        *outcome = await_bytes(self, opened, wanted, deadline);
+        Py_END_ALLOW_THREADS
+        if (*outcome != PAUSED)
+            return 0;
+        if (handle_signals(self, opened) < 0)
+            return -1;
+    }
+}
+
+/* Moves what can be moved at once; whether that is enough. With the GIL. */
+static int HOT
+move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, size_t *moved,
+             Outcome *outcome)
+{
+    if (self->writes && peer_is_gone(self, opened))
+        return 0;
+    occupy(self);
+    uint32_t count = 0;
+    if (look(self, opened) < 0)
+        *outcome = LIE;
+    else {
+        count = length < self->seen ? (uint32_t)length : self->seen;
+        if (count < least && (whole || count >= WITHOUT_GIL))
+            count = 0;
+        if (count > 0)
+            move(self, opened, memory, count);
+    }
+    vacate(self);
+    *moved = count;
+    return *outcome == LIE || count >= least;
+}
+
+int HOT
+pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline, size_t *moved)
+{
+    *moved = 0; /* this call's own: a signal handler may use the same end */
+    Region memory;
+    if (take_region(buffer, NULL, !self->writes, &memory) < 0)
+        return -1;
+    if (start < 0 || start > memory.length) {
+        PyErr_Format(PyExc_ValueError, "byte %zd lies outside %zd bytes", start, memory.length);
+        release_region(&memory);
+        return -1;
+    }
+    size_t length = (size_t)(memory.length - start);
+    int result = -1;
+    Opened opened;
+    if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
+        Outcome outcome = READY;
+        if (least > length)
+            least = length;
+        int failed = 0;
+        if (!move_at_once(self, &opened, memory.at + start, length, least, whole, moved, &outcome)) {
+            do {
+                Py_BEGIN_ALLOW_THREADS
+                outcome = pump(self, &opened, memory.at + start, length, least, whole, deadline, moved);
+                Py_END_ALLOW_THREADS
+                failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
+            } while (outcome == PAUSED && !failed);
+        }
+        if (!failed && finish(self, &opened, outcome) == 0)
+            result = (int)outcome;
+    }
+    release_region(&memory);
+    return result;
+}
+
+/* How many bytes; or how many and how the wait ended. */
+static PyObject *
+progress_of(int outcome, size_t moved)
+{
+    if (outcome < 0)
+        return NULL;
+    return outcome == READY ? PyLong_FromSize_t(moved) : Py_BuildValue("ni", (Py_ssize_t)moved, outcome);
+}
+
+PyObject *
+writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    Py_ssize_t start;
+    size_t moved;
+    if (check_count("send", nargs, 4) < 0 || parse_offset(args[1], &start) < 0 || parse_timeout(args[3], &deadline) < 0)
+        return NULL;
+    int whole = PyObject_IsTrue(args[2]);
+    if (whole < 0)
+        return NULL;
+    int outcome = pump_buffer((Ring *)object, args[0], start, SIZE_MAX, whole, deadline, &moved);
+    return progress_of(outcome, moved);
+}
+
+PyObject *
+reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    Py_ssize_t start;
+    size_t moved;
+    if (check_count("receive_into", nargs, 4) < 0 || parse_offset(args[1], &start) < 0 ||
+        parse_timeout(args[3], &deadline) < 0)
+        return NULL;
+    int full = PyObject_IsTrue(args[2]);
+    if (full < 0)
+        return NULL;
+    int outcome = pump_buffer((Ring *)object, args[0], start, full ? SIZE_MAX : 1, 0, deadline, &moved);
+    return progress_of(outcome, moved);
+}
+
+/* The bytes that are there and were looked at, taken; what is short is copied first, since CPython has all objects of
+ * one byte already. */
+static PyObject * HOT
+take_bytes(Ring *self, const Opened *opened, uint32_t count)
+{
+    char few[16];
+    if (count > sizeof(few)) {
+        PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+        if (result != NULL)
+            move(self, opened, PyBytes_AsString(result), count);
+        return result;
+    }
+    copy(self, opened, few, count);
+    PyObject *result = PyBytes_FromStringAndSize(few, (Py_ssize_t)count);
+    if (result != NULL && count > 0) {
+        publish(self, opened, count);
+        tell(self, opened);
+    }
+    return result;
+}
+
+PyObject * HOT
+receive_bytes(Ring *self, Py_ssize_t most, int whole, uint64_t deadline, Outcome *outcome)
+{
+    *outcome = READY;
+    if (most < 0)
+        return PyErr_Format(PyExc_ValueError, "cannot read %zd bytes", most);
+    Opened opened;
+    if (check_waiting(self, (size_t)most, whole) < 0 || take_buffers(self, &opened) < 0)
+        return NULL;
+    uint32_t wanted = whole ? (uint32_t)most : most > 0;
+    if (!is_there(self, &opened, wanted) && await_with_signals(self, &opened, wanted, deadline, outcome) < 0) {
+        *outcome = READY; /* a signal handler raised */
+        return NULL;
+    }
+    PyObject *result = NULL;
+    if (*outcome == READY) {
+        occupy(self);
+        if (look_again(self, &opened, wanted) < 0)
+            *outcome = LIE;
+        else
+            result = take_bytes(self, &opened, (size_t)most < self->seen ? (uint32_t)most : self->seen);
+        vacate(self);
+    }
+    finish(self, &opened, *outcome);
+    return result;
+}
+
+PyObject *
+reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t deadline;
+    Py_ssize_t most;
+    Outcome outcome;
+    if (check_count("receive", nargs, 3) < 0 || parse_offset(args[0], &most) < 0 || parse_timeout(args[2], &deadline) < 0)
+        return NULL;
+    int whole = PyObject_IsTrue(args[1]);
+    if (whole < 0)
+        return NULL;
+    PyObject *result = receive_bytes((Ring *)object, most, whole, deadline, &outcome);
+    return outcome == READY || outcome == LIE ? result : PyLong_FromLong(outcome);
+}
+
+PyObject *
+ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    Ring *self = (Ring *)object;
+    uint32_t wanted;
+    uint64_t deadline;
+    if (check_count("wait", nargs, 2) < 0 || parse_value(args[0], 32, &wanted) < 0 || parse_timeout(args[1], &deadline) < 0)
+        return NULL;
+    Opened opened;
+    if (check_waiting(self, wanted, 1) < 0 || take_buffers(self, &opened) < 0)
+        return NULL;
+    Outcome outcome;
+    if (await_with_signals(self, &opened, wanted, deadline, &outcome) < 0)
+        return NULL;
+    if (outcome == READY) {
+        occupy(self);
+        if (look_again(self, &opened, wanted) < 0)
+            outcome = LIE;
+        vacate(self);
+    }
+    return finish(self, &opened, outcome) < 0 ? NULL : PyLong_FromLong(outcome);
+}
+
+PyObject *
+ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    Ring *self = (Ring *)object;
+    State *state = PyType_GetModuleState(type);
+    Py_ssize_t live, ask, asked;
+    double poll;
+    if (names != NULL && PyTuple_Size(names) != 0) {
+        PyErr_SetString(PyExc_TypeError, "bind() takes no keyword arguments");
+        return NULL;
+    }
+    if (check_count("bind", nargs, 5) < 0 || parse_offset(args[1], &live) < 0 || parse_offset(args[2], &ask) < 0 ||
+        parse_offset(args[3], &asked) < 0)
+        return NULL;
+    poll = PyFloat_AsDouble(args[4]);
+    if (poll == -1.0 && PyErr_Occurred())
+        return NULL;
+    if (!PyObject_TypeCheck(args[0], state->doorbell))
+        return PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[0]);
+    if (!(poll >= 0 && poll <= 10))
+        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", args[4]);
+    Opened opened;
+    if (ring_open(self, &opened) < 0)
+        return NULL;
+    Py_ssize_t length = opened.indices.length;
+    int within = live < length && ask >= 0 && ask < length && asked >= 0 && asked < length;
+    PyObject *before = NULL;
+    if (within) {
+        before = (PyObject *)self->doorbell;
+        self->doorbell = (Doorbell *)Py_NewRef(args[0]);
+        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        self->live_at = live;
+        self->ask_at = ask;
+        self->asked_at = asked;
+        self->poll = (uint64_t)(poll * 1e9);
+    }
+    ring_close(self, &opened);
+    Py_XDECREF(before);
+    if (within)
+        Py_RETURN_NONE;
+    PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
+    return NULL;
+}
+
+PyObject *
+ring_enter(PyObject *object, PyObject *Py_UNUSED(ignored))
+{
+    return take_turn(&((Ring *)object)->turn, NEVER) < 0 ? NULL : Py_NewRef(object);
+}
+
+PyObject *
+ring_exit(PyObject *object, PyObject *Py_UNUSED(args))
+{
+    end_turn(&((Ring *)object)->turn);
+    Py_RETURN_NONE;
+}
