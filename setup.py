@@ -22,6 +22,7 @@ setup(
                 "-std=gnu11",
                 "-O2",
                 "-fvisibility=hidden",
+                "-fno-plt",
                 "-Wall",
                 "-Wextra",
                 "-Wshadow",

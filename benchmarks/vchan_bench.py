@@ -18,9 +18,10 @@ from pathlib import Path
 from xengrant import PeerClosed, vchan
 from xengrant.vchan import Vchan
 
-KINDS = ("stream", "messages", "ping")
+KINDS = ("stream", "messages", "ping", "large")
 REQUEST = struct.Struct("<IIQ")
 USAGE = struct.Struct("<QQQ")
+MOST = 1 << 20
 
 
 def usage() -> tuple[int, int, int]:
@@ -37,7 +38,7 @@ def since(before: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def serve(channel: Vchan) -> None:
-    data = memoryview(bytearray(b"x" * channel.write_size))
+    data = memoryview(bytearray(b"x" * MOST))
     while True:
         try:
             kind, size, count = REQUEST.unpack(channel.recv(REQUEST.size))
@@ -51,7 +52,7 @@ def serve(channel: Vchan) -> None:
 
 
 def serve_turn(channel: Vchan, kind: str, data: memoryview, count: int) -> None:
-    if kind == "stream":
+    if kind in ("stream", "large"):
         for _ in range(count):
             channel.write(data)
     elif kind == "messages":
@@ -85,6 +86,10 @@ def drive_turn(channel: Vchan, kind: str, size: int, count: int) -> None:
     elif kind == "messages":
         for _ in range(count):
             channel.recv(size)
+    elif kind == "large":
+        message = bytearray(size)
+        for _ in range(count):
+            channel.fill(message)
     else:
         ball = b"x" * size
         for _ in range(count):

@@ -4,12 +4,12 @@
  *   vchan-bench serve DOMID PATH READ WRITE     for the peer DOMID, at PATH in xenstore, with rings of that many bytes
  *   vchan-bench drive DOMID PATH                connects, and takes turns
  *
- * A turn is a line "stream|messages|ping SIZE COUNT" on the driver's standard input. The server is told of it over the
- * vchan itself. `stream`: the server writes COUNT times SIZE bytes, the driver reads what there is. `messages`: the same
- * with packets, sent and received whole. `ping`: the driver sends SIZE bytes, the server sends them back, COUNT times.
- * The driver answers with one line: the turn's nanoseconds, and for itself, then for the server: nanoseconds of
- * processor time, voluntary context switches, and events that the kernel received for it. The server ends when the
- * driver closes.
+ * A turn is a line "stream|messages|ping|large SIZE COUNT" on the driver's standard input. The server is told of it over
+ * the vchan itself. `stream`: the server writes COUNT times SIZE bytes, the driver reads what there is. `messages`: the
+ * same with packets, sent and received whole. `large`: with messages that may be larger than the ring, each of which the
+ * driver reads to its end. `ping`: the driver sends SIZE bytes, the server sends them back, COUNT times. The driver
+ * answers with one line: the turn's nanoseconds, and for itself, then for the server: nanoseconds of processor time,
+ * voluntary context switches, and events that the kernel received for it. The server ends when the driver closes.
  */
 
 #include <inttypes.h>
@@ -21,9 +21,9 @@
 
 #include "turns.h"
 
-enum { STREAM, MESSAGES, PING, KINDS };
+enum { STREAM, MESSAGES, PING, LARGE, KINDS };
 
-static const char *const kinds[KINDS] = {"stream", "messages", "ping"};
+static const char *const kinds[KINDS] = {"stream", "messages", "ping", "large"};
 
 enum { MOST = 1 << 20 };
 
@@ -116,6 +116,7 @@ serve_turn(struct libxenvchan *vchan, struct request request)
     for (uint64_t i = 0; i < request.count; i++) {
         switch (request.kind) {
         case STREAM:
+        case LARGE:
             write_all(vchan, data, request.size);
             break;
         case MESSAGES:
@@ -176,7 +177,7 @@ drive_turn(struct libxenvchan *vchan, struct request request)
         for (uint64_t i = 0; i < request.count; i++) {
             if (request.kind == PING)
                 write_all(vchan, data, request.size);
-            if (request.kind == PING)
+            if (request.kind == PING || request.kind == LARGE)
                 read_all(vchan, data, request.size);
             else if (libxenvchan_recv(vchan, data, request.size) != (int)request.size)
                 closed();
@@ -201,7 +202,7 @@ drive(struct libxenvchan *vchan)
         for (request.kind = 0; request.kind < KINDS && strcmp(kind, kinds[request.kind]) != 0;)
             request.kind++;
         if (request.kind == KINDS || request.size < 1 || request.size > MOST) {
-            fprintf(stderr, "vchan-bench: a turn is stream|messages|ping SIZE COUNT, SIZE at most %d\n", MOST);
+            fprintf(stderr, "vchan-bench: a turn is stream|messages|ping|large SIZE COUNT, SIZE at most %d\n", MOST);
             exit(2);
         }
         drive_turn(vchan, request);

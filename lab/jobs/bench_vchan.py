@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from lab.dom0 import BIN, PROJECT, RESULTS, Command, Guest
 from lab.dom0.about import about
 
-TURNS = {"stream": (65536, 192), "messages": (65536, 96), "ping": (1, 150)}
+TURNS = {"stream": (65536, 192), "large": (1 << 20, 12), "messages": (65536, 96), "ping": (1, 150)}
 """Size and count of each kind of turn: 100 to 300 ms."""
 
 FIELDS = ("nanoseconds", "cpu", "switches", "events", "peer_cpu", "peer_switches", "peer_events")
@@ -32,7 +32,7 @@ class Pair:
     guest: str
     dom0: str
     ring: int = 65536
-    kinds: tuple[str, ...] = ("stream",)
+    kinds: tuple[str, ...] = ("stream", "large")
     poll: float | None = None
 
     @property
@@ -42,8 +42,8 @@ class Pair:
 
 
 PAIRS = (
-    Pair("C", "C", kinds=("stream", "messages", "ping")),
-    Pair("Python", "Python", kinds=("stream", "messages", "ping")),
+    Pair("C", "C", kinds=tuple(TURNS)),
+    Pair("Python", "Python", kinds=tuple(TURNS)),
     Pair("C", "Python"),
     Pair("Python", "C"),
     Pair("C", "C", ring=1 << 20),
