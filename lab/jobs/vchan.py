@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -342,7 +343,55 @@ while True:
         break
 """
 
-CHECKS: tuple[Callable[..., None], ...] = (patterns, large, killed, proxied)
+
+def endless(lab: Lab, pairs: tuple[Pair, ...], *, heavy: bool) -> None:
+    """A wait that has no deadline ends by Ctrl-C, and with the guest, which is destroyed: the last check."""
+    if "Python" not in {kind for pair in pairs for kind in (pair.server, pair.client)}:
+        return
+    for name, end, said in (
+        ("Ctrl-C", lambda process: process.send_signal(signal.SIGINT), "KeyboardInterrupt"),
+        ("the guest's end", lambda process: lab.guest.destroy(), f"PeerClosed: domain {lab.guest.domid} is gone"),
+    ):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WAITS, str(lab.guest.domid)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            _until_it_sleeps(process.pid)
+            started = time.monotonic()
+            end(process)
+            _, errors = process.communicate(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise AssertionError(f"{name} ended no wait in {DEADLINE:g} s") from None
+        assert said in errors, f"after {name} the wait said {errors}"
+        print(f"  {name} ends a wait after {time.monotonic() - started:.2f} s", flush=True)
+
+
+def _until_it_sleeps(pid: int) -> None:
+    """Until the main thread of a process has been in a system call for long."""
+    deadline = time.monotonic() + 60
+    seen: list[str] = []
+    while len(seen) < 30 or set(seen[-30:]) != {"S"}:
+        assert time.monotonic() < deadline, f"it does not wait: {seen[-30:]}"
+        seen.append(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0])
+        time.sleep(0.05)
+
+
+_WAITS = """\
+import sys
+from xengrant import vchan
+
+with vchan.serve(int(sys.argv[1]), "endless") as end:
+    print("waiting", flush=True)
+    end.recv(1)
+"""
+
+CHECKS: tuple[Callable[..., None], ...] = (patterns, large, killed, proxied, endless)
 
 
 def main() -> int:
