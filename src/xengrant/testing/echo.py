@@ -32,11 +32,11 @@ class EchoBack(pv.Backend):
         return {"feature-shout": True, "size": ENTRY}
 
     async def connect(self, connection: pv.Connection) -> Mapping[str, pv.Value]:
-        self.events.append("resume" if connection.resume else "connect")
         mapped = connection.map(await connection.otherend.number("ring-ref"))
         port = connection.bind(await connection.otherend.number("event-channel"))
         ring = BackRing.attach(mapped.mapping, ENTRY)
         connection.start(self._serve(AsyncBack(ring, port), await connection.taken("feature-shout")))
+        self.events.append("resume" if connection.resume else "connect")
         return {"greeting": "hello"}
 
     async def disconnect(self, connection: pv.Connection) -> None:
