@@ -197,6 +197,10 @@ class QemuDisk(Disk):
         super().__init__(domid, image, vdev, read_only=read_only)
         self._process: subprocess.Popen[bytes] | None = None
 
+    @staticmethod
+    def available() -> bool:
+        return os.path.exists(_QEMU)
+
     def prepare(self) -> None:
         with open(RESULTS / "qemu-qdisk.log", "ab") as log:
             self._process = subprocess.Popen(

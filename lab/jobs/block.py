@@ -80,7 +80,8 @@ def check_back_end(guest: Guest, name: str, only: list[str] | None) -> list[str]
         failed.append(f"{name} {what}")
         print(f"failed {name} {what}: {type(error).__name__}: {error}", flush=True)
 
-    for read_only in (False, True):
+    # QEMU 7.2 and 10.0 do not make a xen-disk on a read-only image: "Block node is read-only".
+    for read_only in (False,) if name == "qdisk" else (False, True):
         what = "read-only disk" if read_only else "disk"
         started = time.monotonic()
         try:
