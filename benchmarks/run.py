@@ -1,7 +1,7 @@
-"""`make bench`: runs lab/jobs/bench.py and bench_vchan.py on real Xen in each release, prints the ratios.
+"""`make bench`: runs lab/jobs/bench.py and its kind on real Xen in each release, prints the ratios.
 
-Writes build/bench/RELEASE.json and RELEASE-vchan.json: what ran, and every turn's figures. `--print FILE...` prints
-such files again.
+Writes build/bench/RELEASE.json, RELEASE-vchan.json and RELEASE-block.json: what ran, and every turn's figures.
+`--print FILE...` prints such files again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import vchan_table
+from benchmarks import block_table, vchan_table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LOOPS = {"share": "share + munmap, guest", "map": "map + unmap, dom0"}
@@ -37,7 +37,7 @@ class Ratio(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure xengrant beside C over Xen's libraries on real Xen.")
     parser.add_argument("--release", choices=("bookworm", "trixie"), action="append", help="default: both")
-    parser.add_argument("--bench", choices=tuple(_BENCHES), action="append", help="default: both")
+    parser.add_argument("--bench", choices=tuple(_BENCHES), action="append", help="default: all")
     parser.add_argument("--rounds", type=int, default=8, help="of turns of each program, started anew (default: 8)")
     parser.add_argument("--print", type=Path, nargs="+", metavar="FILE", help="run nothing: print the results in FILE")
     options = parser.parse_args()
@@ -63,11 +63,15 @@ def _vchan(release: str, rounds: int) -> dict[str, Any]:
     return _keep(f"{release}-vchan.json", _run("bench_vchan", release, rounds))
 
 
-_BENCHES = {"loops": _loops, "vchan": _vchan}
+def _block(release: str, rounds: int) -> dict[str, Any]:
+    return _keep(f"{release}-block.json", _run("bench_block", release, rounds, "--qemu"))
 
 
-def _run(job: str, release: str, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "lab", "run", "--release", release, "--timeout", "1800"]
+_BENCHES = {"loops": _loops, "vchan": _vchan, "block": _block}
+
+
+def _run(job: str, release: str, rounds: int, *lab_options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "lab", "run", "--release", release, "--timeout", "1800", *lab_options]
     subprocess.run([*command, job, "--rounds", str(rounds)], cwd=CHECKOUT, check=True)
     found: dict[str, Any] = json.loads((CHECKOUT / "build" / "lab" / release / job / f"{job}.json").read_text())
     return found
@@ -103,6 +107,9 @@ def _report(results: list[dict[str, Any]]) -> int:
     for found in results:
         if "pairs" in found:
             missed += vchan_table.report(found)
+            continue
+        if "disks" in found:
+            missed += block_table.report(found)
             continue
         print("\n{release}: Xen {xen}, Linux {linux}, Python {python}, {guest} guest".format(**found))
         print(f"{'loop':22} {'pages':>5} {'C':>10} {'Python':>10} {'ratio':>6}  {'10th-90th':>11}  {'all turns':>11}")

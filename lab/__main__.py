@@ -23,6 +23,7 @@ def main() -> int:
     run.add_argument("--release", choices=RELEASES, default="bookworm")
     run.add_argument("--guest", choices=("pv", "pvh"), help="kind of guest (default: pv on bookworm, pvh on trixie)")
     run.add_argument("--timeout", type=float, default=420, metavar="S", help="seconds the job may take (default: 420)")
+    run.add_argument("--qemu", action="store_true", help="give dom0 QEMU, for its own block back end")
     run.add_argument("--keep", action="store_true", help="afterwards, a shell in dom0 on this terminal")
     run.add_argument("job", metavar="JOB", help="a file in lab/jobs, without .py")
     run.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
@@ -33,6 +34,7 @@ def main() -> int:
     shell = commands.add_parser("shell", help="a shell in dom0 on this terminal")
     shell.add_argument("--release", choices=RELEASES, default="bookworm")
     shell.add_argument("--guest", choices=("pv", "pvh"))
+    shell.add_argument("--qemu", action="store_true", help="give dom0 QEMU")
 
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -48,13 +50,14 @@ def main() -> int:
             return judging.judge(_chosen(options.release))
         release = RELEASES[options.release]
         if options.command == "shell":
-            return runs.shell(release, options.guest or release.guest)
+            return runs.shell(release, options.guest or release.guest, qemu=options.qemu)
         return runs.run(
             release,
             options.guest or release.guest,
             options.job,
             options.arguments,
             timeout=options.timeout,
+            qemu=options.qemu,
             keep=options.keep,
         )
     except LabError as error:

@@ -35,6 +35,7 @@ _UNWANTED = re.compile(
 )
 _GUEST_UNWANTED = re.compile(r"usr/s?bin/(dpkg|update-alternatives|start-stop-daemon)|usr/share/")
 _KERNEL_WANTED = re.compile(r"(usr/)?lib/modules/[^/]+/(modules\.|.*/(%s)\.ko(\.xz)?$)|boot/(vmlinuz|xen)-")
+_QEMU_WANTED = re.compile(r"usr/libexec/xen-qemu-system-i386|usr/lib/x86_64-linux-gnu/lib[^/]*")
 _KEPT_SECONDS = 14 * 86400
 """Images that no run has used for so long are removed: they are of a recipe that was changed."""
 
@@ -66,6 +67,11 @@ class Images:
     @property
     def guest(self) -> Path:
         return self.directory / "guest.cpio"
+
+    @property
+    def qemu(self) -> Path:
+        """What dom0's image lacks to run QEMU, to be appended to it."""
+        return self.directory / "qemu.cpio"
 
 
 def images(release: Release) -> Images:
@@ -102,11 +108,13 @@ def _build(release: Release, directory: Path) -> None:
             dom0 = pool.submit(_debian, release, "minbase", release.dom0_packages, work / "dom0.tar")
             guest = pool.submit(_debian, release, "extract", release.guest_packages, work / "guest.tar")
             kernel = pool.submit(_debian, release, "extract", release.kernel_packages, work / "kernel.tar")
-            for step in (guest, kernel, dom0):
+            qemu = pool.submit(_debian, release, "extract", release.qemu_packages, work / "qemu.tar")
+            for step in (guest, kernel, qemu, dom0):
                 step.result()
         _kernel(work / "kernel.tar", work, made)
         _dom0(work, made)
         _guest(work, made)
+        _qemu(work, made)
         made.chmod(0o755)
         made.rename(directory)
     size = sum(file.stat().st_size for file in directory.iterdir()) >> 20
@@ -183,11 +191,32 @@ def _guest(work: Path, made: Path) -> None:
     ):
         image.tar(dom0, _standard_library)
         image.tar(debian, _below_usr)
-        image.tree("usr/lib/modules", work / "modules" / "lib" / "modules")
+        image.tree("usr/lib/modules", work / "modules" / "lib" / "modules", _for_all_guests)
         for link in ("bin", "sbin", "lib", "lib64"):
             image.directory(f"usr/{link}")
             image.symlink(link, f"usr/{link}")
         image.device("dev/console", 0o600, 5, 1)
+
+
+def _qemu(work: Path, made: Path) -> None:
+    """QEMU as Debian builds it for Xen's dom0, and the libraries that dom0 has not got already."""
+    with (
+        tarfile.open(work / "dom0.tar") as dom0,
+        tarfile.open(work / "qemu.tar") as debian,
+        open(made / "qemu.cpio", "wb") as out,
+        CpioWriter(out) as image,
+    ):
+        there = {_below_usr(name.removeprefix("./")) for name in dom0.getnames()}
+
+        def missing(name: str) -> str | None:
+            placed = _below_usr(name)
+            return placed if placed and placed not in there and _QEMU_WANTED.fullmatch(placed) else None
+
+        image.tar(debian, missing)
+
+
+def _for_all_guests(file: Path) -> bool:
+    return file.suffix != ".ko" or file.stem not in releases.DISK_MODULES
 
 
 def _standard_library(name: str) -> str | None:

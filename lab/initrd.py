@@ -24,11 +24,14 @@ _NOISE = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
 _INIT = paths.LAB / "init"
 
 
-def write(target: Path, release: Release, images: Images, request: dict[str, object], *, interactive: bool) -> None:
+def write(
+    target: Path, release: Release, images: Images, request: dict[str, object], *, qemu: bool, interactive: bool
+) -> None:
     """Write dom0's initrd: its files, the guests' image and kernel in /images, the project in /opt/project."""
     with open(target, "wb") as out:
-        with open(images.dom0, "rb") as base:
-            shutil.copyfileobj(base, out, 1 << 20)
+        for image in (images.dom0, *([images.qemu] if qemu else [])):
+            with open(image, "rb") as base:
+                shutil.copyfileobj(base, out, 1 << 20)
         with CpioWriter(out) as archive:
             _dom0(archive, release, request, interactive=interactive)
             archive.file("images/vmlinux", images.vmlinux.read_bytes())

@@ -37,7 +37,7 @@ def judge(releases: list[Release]) -> int:
 
 def _judge(release: Release) -> int:
     try:
-        return runs.run(release, release.guest, "all", [], timeout=_SECONDS, keep=False)
+        return runs.run(release, release.guest, "all", [], timeout=_SECONDS)
     except LabError as error:
         paths.progress(f"{release.name}: {error}")
         return 70

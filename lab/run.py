@@ -29,13 +29,22 @@ BOOT_SECONDS = 300
 _PANIC = re.compile(r"Kernel panic|Panic on CPU|Domain 0 crashed|BUG: unable|general protection fault|FATAL TRAP")
 
 
-def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout: float, keep: bool) -> int:
+def run(
+    release: Release,
+    guest: str,
+    job: str,
+    arguments: list[str],
+    *,
+    timeout: float,
+    qemu: bool = False,
+    keep: bool = False,
+) -> int:
     """Run lab/jobs/JOB.py in dom0. Returns its exit status; raises LabError for whatever kept it from having one."""
     if not (paths.LAB / "jobs" / f"{job}.py").is_file():
         known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
         raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
     request: dict[str, object] = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
-    with _started(release, request, job, interactive=keep) as (machine, results, booting):
+    with _started(release, request, job, qemu=qemu, interactive=keep) as (machine, results, booting):
         if keep:
             machine.wait()
             return int(_read(results / ".status") or 70)
@@ -47,17 +56,17 @@ def run(release: Release, guest: str, job: str, arguments: list[str], *, timeout
             output.show(end=True)
 
 
-def shell(release: Release, guest: str) -> int:
+def shell(release: Release, guest: str, *, qemu: bool = False) -> int:
     """An interactive shell in dom0, with the project and the lab's Python at hand."""
     request: dict[str, object] = {"guest": guest, "release": release.name}
-    with _started(release, request, "shell", interactive=True) as (machine, _results, _booting):
+    with _started(release, request, "shell", qemu=qemu, interactive=True) as (machine, _results, _booting):
         machine.wait()
     return 0
 
 
 @contextmanager
 def _started(
-    release: Release, request: dict[str, object], name: str, *, interactive: bool
+    release: Release, request: dict[str, object], name: str, *, qemu: bool, interactive: bool
 ) -> Iterator[tuple[Machine, Path, float]]:
     """A machine, its results directory and when it was started. One of each release at a time on this host."""
     tools.need(build=False)
@@ -74,7 +83,7 @@ def _started(
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         if interactive and sys.stdin.isatty():
             stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
-        initrd.write(work / "dom0.cpio", release, built, request, interactive=interactive)
+        initrd.write(work / "dom0.cpio", release, built, request, qemu=qemu, interactive=interactive)
         paths.progress(f"booting Xen {release.xen} and Debian {release.name}; log: {results / 'boot.log'}")
         booting = time.monotonic()
         machine = stack.enter_context(Machine(built, work / "dom0.cpio", results, work, interactive=interactive))

@@ -26,7 +26,7 @@ nanoseconds(void)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-static void
+static inline void
 take_turns(void (*cycle)(uint32_t pages))
 {
     uint32_t pages, cycles;

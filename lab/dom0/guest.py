@@ -15,7 +15,8 @@ from typing import NamedTuple, Self
 from lab.dom0 import overlay
 from lab.dom0.console import Console, ConsoleClosed
 from lab.dom0.places import GUEST_KIND, IMAGES, RESULTS
-from lab.dom0.xl import XlError, xenstore_read, xl
+from lab.dom0.xenstore import xenstore_read
+from lab.dom0.xl import XlError, xl
 from lab.linux import QUICK
 
 __all__ = ["Command", "Guest", "GuestError", "GuestTimeout", "Result"]

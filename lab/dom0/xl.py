@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 
-__all__ = ["DomainLine", "XlError", "xenstore_read", "xl", "xl_list"]
+__all__ = ["DomainLine", "XlError", "xl", "xl_list"]
 
 
 class XlError(Exception):
@@ -38,9 +38,3 @@ def xl_list() -> list[DomainLine]:
         name, domid, memory, vcpus, state, _seconds = line.rsplit(maxsplit=5)
         domains.append(DomainLine(name.strip(), int(domid), int(memory), int(vcpus), state))
     return domains
-
-
-def xenstore_read(path: str) -> str | None:
-    """The value of a xenstore node, or None if there is none."""
-    done = subprocess.run(["xenstore-read", path], capture_output=True, check=False, text=True, timeout=30)
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
