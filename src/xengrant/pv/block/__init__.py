@@ -1,0 +1,1 @@
+"""Block devices (Xen public/io/blkif.h), back end and front end."""
