@@ -79,9 +79,7 @@ _SAMPLES = {
 def _ours(layout: Layout) -> dict[str, bytes]:
     return {
         "rw": layout.pack_rw(Head(blkif.WRITE, 11, 0xCA10, _ID, _SECTOR), blkif.pack_segments(_REFS, _SPANS)),
-        "discard": layout.pack_discard(
-            Head(blkif.DISCARD, blkif.DISCARD_SECURE, 0xCA10, _ID, _SECTOR), 0x123456789A
-        ),
+        "discard": layout.pack_discard(Head(blkif.DISCARD, blkif.DISCARD_SECURE, 0xCA10, _ID, _SECTOR), 0x123456789A),
         "indirect": layout.pack_indirect(Head(blkif.INDIRECT, blkif.WRITE, 4096, _ID, _SECTOR), 0xCA10, _REFS[:8]),
         "response": layout.pack_response(_ID, blkif.INDIRECT, blkif.RSP_EOPNOTSUPP),
     }

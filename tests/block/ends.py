@@ -80,9 +80,7 @@ class Ends:
         self.memory = share.mapping
         channels = await opened.enter_async_context(self.front_domain.aio.evtchn())
         self.front_port = channels.bind_unbound(BACK)
-        self.front_pages: FrontPages = (
-            Pool(gntshr, BACK, self._pool) if self._persistent else PerRequest(gntshr, BACK)
-        )
+        self.front_pages: FrontPages = Pool(gntshr, BACK, self._pool) if self._persistent else PerRequest(gntshr, BACK)
         opened.callback(self.front_pages.close)
         ring = FrontRing.init(share.mapping, self.layout.entry_size)
         self.front = FrontQueue(

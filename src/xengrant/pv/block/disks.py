@@ -94,7 +94,8 @@ class _Copying:
 class File:
     """A raw image, or a block device. `with` closes it.
 
-    `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises `OSError` where it cannot be opened. Threads: any call from any thread.
+    `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
+    `OSError` where it cannot be opened. Threads: any call from any thread.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = True) -> None:

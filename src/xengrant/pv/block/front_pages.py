@@ -97,9 +97,8 @@ class Pool(FrontPages):
         self._shares.append(share)
         self.shared += count
         whole = memoryview(share.mapping)
-        self._free[:0] = [
-            (ref, whole[at * PAGE_SIZE : (at + 1) * PAGE_SIZE]) for at, ref in enumerate(share.refs)
-        ][::-1]
+        pages = [(ref, whole[at * PAGE_SIZE : (at + 1) * PAGE_SIZE]) for at, ref in enumerate(share.refs)]
+        self._free[:0] = reversed(pages)
 
 
 class PerRequest(FrontPages):

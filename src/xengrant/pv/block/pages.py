@@ -294,6 +294,4 @@ class CopiedPages(Pages):
 def _cut(views: Sequence[memoryview], spans: Sequence[int]) -> list[memoryview]:
     """The sectors of each page that are meant."""
     size = blkif.SECTOR_SIZE
-    return [
-        view[(span & 0xFF) * size : ((span >> 8) + 1) * size] for view, span in zip(views, spans, strict=True)
-    ]
+    return [view[(span & 0xFF) * size : ((span >> 8) + 1) * size] for view, span in zip(views, spans, strict=True)]

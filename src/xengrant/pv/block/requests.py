@@ -39,9 +39,9 @@ class Request:
     """One request. `action` is what is to be done, an operation of blkif.h; `operation` what the response names.
 
     `offset` and `length` are bytes of the disk; `refs` the pages of its data, each with its `spans` of sectors, in
-    order; `whole` whether all of them are whole pages. `tables` are the refs of pages whose segments are to be read first.
-    `status` is the response's, None until it is known. `buffers` are the guest's pages, or copies of them, as whoever
-    moves data has it.
+    order; `whole` whether all of them are whole pages. `tables` are the refs of pages whose segments are to be read
+    first. `status` is the response's, None until it is known. `buffers` are the guest's pages, or copies of them, as
+    whoever moves data has it.
     """
 
     __slots__ = (
