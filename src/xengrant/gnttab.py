@@ -195,7 +195,7 @@ class Gnttab:
             _check_segment(segment)
         if not segments:
             return []
-        self._check_can_copy()
+        self.check_can_copy()
         return self._copy(segments)
 
     def close(self) -> None:
@@ -249,10 +249,11 @@ class Gnttab:
         self._device.ioctl(abi.GRANT_COPY, arg, pointers)
         return [abi.segment_status(table, i) for i in range(len(segments))]
 
-    def _check_can_copy(self) -> None:
-        """Map what nobody can have granted: a hypervisor without the hypercall says so instead of refusing the ref.
+    def check_can_copy(self) -> None:
+        """`InterfaceUnavailable` where the hypervisor has no grant copy, which `copy` would raise.
 
-        Linux stops (BUG) when the copy hypercall itself fails, so it must not be tried there (drivers/xen/
+        Maps what nobody can have granted: a hypervisor without the hypercall says so instead of refusing the ref. Linux
+        stops (BUG) when the copy hypercall itself fails, so it must not be tried there (drivers/xen/
         grant-table.c, gnttab_batch_copy).
         """
         if self._can_copy:
