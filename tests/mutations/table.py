@@ -243,6 +243,20 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "peer.node_stands_for_the_peer": M("peer.py", "return not store.exists(self._watched)", "return False"),
     "peer.still_there": M("peer.py", "return not store.is_domain_introduced(self.domid)", "return True"),
+    # Devices on the Xen bus
+    "pv.back_end_restarts": M(
+        "pv/steps.py", "return Step.OFFER if front is _INITIALISING and online and not stopping else", "return"
+    ),
+    "pv.back_end_takes_over": M("pv/steps.py", "return Step.RESUME", "return Step.OFFER"),
+    "pv.connects_and_closes": M(
+        "pv/backend.py", "self._switch({self.state}, XenbusState.CLOSED)", "self._switch({self.state}, self.state)"
+    ),
+    "pv.destroyed_front_end": M("pv/bus.py", "device.domain_is_gone()", "pass"),
+    "pv.features_are_taken": M("pv/connection.py", "(feature) and await self.otherend.flag(feature)", "(feature)"),
+    "pv.front_end_jumps": M("pv/steps.py", "return Step.CLOSED  # its nodes are gone", "return Step.WAIT"),
+    "pv.lying_front_end": M("pv/nodes.py", "not least <= int(value) <= most", "False"),
+    "pv.toolstack_of_dom0": M("pv/device.py", "and not await transaction.directory(path):", "and False:"),
+    "pv.unplugs": M("pv/steps.py", "if back in (_UNKNOWN, _CLOSING, _CLOSED):", "if back is _UNKNOWN:"),
     # Rings of requests
     "rings.back_attaches_again": M("rings/rpc.py", "ring._start_at(rsp_prod, rsp_prod)", "ring._start_at(0, 0)"),
     "rings.notify_only_who_sleeps": M(

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import xengrant
 from xengrant import pv
 from xengrant.pv import XenbusState
-
-from .echo import EchoBack
+from xengrant.rings.rpc import FrontRing
+from xengrant.testing.echo import ENTRY, EchoBack
 
 LONG = 60.0  # seconds; no test comes near it on a machine of its own
 SOON = 20.0
@@ -73,6 +73,17 @@ class Bench:
     async def _is(self, slot: pv.Slot, state: XenbusState, end: str) -> bool:
         return await self.state(slot, end) is state
 
+    async def until_events(self, count: int) -> None:
+        """Wait until the last back end was told so much."""
+        top = "/local/domain/0/backend/echo"
+        await until(self.store, top, lambda: _is(bool(self.backs and len(self.events) >= count)), f"{count} events")
+
+    async def until_gone(self, slot: pv.Slot) -> None:
+        """Wait until the bus has forgotten the device."""
+        device = self.bus.devices.get((slot.front, str(slot.handle)))
+        if device is not None:
+            await device.wait_state(XenbusState.UNKNOWN, timeout=SOON)
+
     async def device(self, slot: pv.Slot) -> pv.Device:
         return await self.bus.wait_device(slot.front, slot.handle, SOON)
 
@@ -88,6 +99,30 @@ async def until(
                     await watch.wait()
         except TimeoutError:
             raise AssertionError(f"not so in {seconds} seconds: {what}") from None
+
+
+async def _is(condition: bool) -> bool:
+    return condition
+
+
+@asynccontextmanager
+async def connected_by_hand(
+    there: Bench, slot: pv.Slot, front: xengrant.Domain, *, connects: bool = True, **nodes: pv.Value
+) -> AsyncIterator[xengrant.Share]:
+    """A front end of which nobody takes care: a page and a port, and the nodes that a test writes instead."""
+    with (
+        front.gntshr() as gntshr,
+        gntshr.share_pages(slot.back, 1, writable=True) as share,
+        front.evtchn() as channels,
+        channels.bind_unbound(slot.back) as port,
+    ):
+        FrontRing.init(share.mapping, ENTRY)
+        await there.until(slot, XenbusState.INIT_WAIT)
+        honest: dict[str, pv.Value] = {"ring_ref": share.refs[0], "event_channel": port.number}
+        await there.set_state(slot, XenbusState.CONNECTED, "front", **honest | {"feature_shout": 0} | nodes)
+        if connects:
+            await there.until(slot, XenbusState.CONNECTED)
+        yield share
 
 
 @asynccontextmanager
@@ -114,8 +149,8 @@ async def bench(
         yield Bench(back, front, store, backs, bus)
 
 
-async def plugged(store: xengrant.AsyncXenStore, handle: str | int = 0, **domids: int) -> pv.Slot:
-    """A new device, by default of guest 1 and dom0."""
-    slot = pv.Slot("echo", handle, **{"front": 1, **domids})
+async def plugged(store: xengrant.AsyncXenStore, handle: str | int = 0, *, front: int = 1, back: int = 0) -> pv.Slot:
+    """A new device."""
+    slot = pv.Slot("echo", handle, front=front, back=back)
     await pv.create(store, slot)
     return slot

@@ -5,7 +5,6 @@ Made by `BackendBus`, one for each device node. The rules are in `steps`.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -175,8 +174,7 @@ class BackendDevice(Device):
         await self._disconnect()
         if self.state is XenbusState.INITIALISING or self._backend is None:
             self._backend = self._make(self)
-        async with asyncio.timeout(self._hook_seconds):
-            nodes = await self._backend.offer()
+        nodes = await self._hook(self._backend.offer())
         await self._switch({self.state}, XenbusState.INIT_WAIT, nodes)
 
     async def _connect(self, *, resume: bool) -> None:
@@ -184,8 +182,7 @@ class BackendDevice(Device):
         connection = Connection(self, resume=resume)
         try:
             self.connection = connection
-            async with asyncio.timeout(self._hook_seconds):
-                nodes = await self._backend.connect(connection)
+            nodes = await self._hook(self._backend.connect(connection))
         except BaseException:
             self.connection = None
             await connection._close(self._hook_seconds)
@@ -201,8 +198,7 @@ class BackendDevice(Device):
         self._tell()
         assert self._backend is not None
         try:
-            async with asyncio.timeout(self._hook_seconds):
-                await self._backend.disconnect(connection)
+            await self._hook(self._backend.disconnect(connection))
         except Exception as error:
             await self._report(error)
         finally:

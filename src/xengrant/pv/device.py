@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from xengrant.abi.xenbus import XenbusState
 from xengrant.errors import ProtocolError, XenStoreError
@@ -136,6 +136,18 @@ class Device:
             if self.connection is not None:
                 self._failed(self.connection, error)
             return XenbusState.UNKNOWN
+
+    async def _hook(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What a hook of the kind gives, within `hook_seconds`."""
+        limit = asyncio.timeout(self._hook_seconds)
+        try:
+            async with limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            name = getattr(work, "__name__", "a hook")
+            raise TimeoutError(f"{name} took more than {self._hook_seconds:g} seconds") from None
 
     # Errors
 

@@ -125,8 +125,11 @@ class FrontendDevice(Device):
             again=self._again,
             stopping=self._is_stopping,
         )
-        if step is Step.CLOSED and back is XenbusState.UNKNOWN and not self._is_stopping:
-            self.error = PeerClosed(f"the back end of {self.path}, {self.otherend_path}, is gone")
+        if self.connection is not None and not self._is_stopping:
+            if self.state is XenbusState.UNKNOWN:
+                self.error = PeerClosed(f"the nodes of {self.path} were removed")
+            elif back is XenbusState.UNKNOWN and step is Step.CLOSED:
+                self.error = PeerClosed(f"the back end of {self.path}, {self.otherend_path}, is gone")
         return step
 
     async def _take(self, step: Step) -> None:
@@ -161,8 +164,7 @@ class FrontendDevice(Device):
         connection = Connection(self)
         try:
             self.connection = connection
-            async with asyncio.timeout(self._hook_seconds):
-                nodes = await self.frontend.connect(connection)
+            nodes = await self._hook(self.frontend.connect(connection))
         except BaseException:
             self.connection = None
             await connection._close(self._hook_seconds)
@@ -172,8 +174,7 @@ class FrontendDevice(Device):
     async def _announce(self) -> None:
         assert self.connection is not None
         self._is_changed = False
-        async with asyncio.timeout(self._hook_seconds):
-            await self.frontend.connected(self.connection)
+        await self._hook(self.frontend.connected(self.connection))
         if await self._switch({self.state}, XenbusState.CONNECTED):
             self._again = self._reconnect
             self._is_connected = True
@@ -182,8 +183,7 @@ class FrontendDevice(Device):
     async def _change(self) -> None:
         assert self.connection is not None
         self._is_changed = False
-        async with asyncio.timeout(self._hook_seconds):
-            await self.frontend.changed(self.connection)
+        await self._hook(self.frontend.changed(self.connection))
 
     async def _wait_for_back_end(self) -> None:
         """To close, for `closing_seconds` in all; then go on without it, or fail where it is needed."""
@@ -209,8 +209,7 @@ class FrontendDevice(Device):
         if connection is None:
             return
         try:
-            async with asyncio.timeout(self._hook_seconds):
-                await self.frontend.disconnect(connection)
+            await self._hook(self.frontend.disconnect(connection))
         except Exception as error:
             await self._report(error)
         finally:
