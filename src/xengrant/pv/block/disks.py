@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, cast, runtime_checkable
 
@@ -108,7 +109,7 @@ class File:
                 raise OSError(errno.EINVAL, "neither a file nor a block device", self.path)
             self.size = os.lseek(self._fd, 0, os.SEEK_END)
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     @property
@@ -169,6 +170,7 @@ class File:
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()
+            warnings.warn(f"an unclosed disk {self.path} was closed", ResourceWarning, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "writable" if self.writable else "read-only"
