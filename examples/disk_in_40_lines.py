@@ -2,7 +2,7 @@
 
     python disk_in_40_lines.py 5            # in dom0; in domain 5: mkfs /dev/xvdb, mount, and so on
 
-Ctrl-C unplugs it. On a machine without Xen: docs/pv-block.md.
+Ctrl-C unplugs it. Without Xen: the same on `xengrant machine`, and `block attach` for a guest.
 """
 
 import asyncio
