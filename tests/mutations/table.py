@@ -57,9 +57,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "block.many_at_once": M("pv/block/execution.py", "other.offset != end\n", "other.offset == end\n"),
     "block.on_the_bus": M("pv/block/backend.py", "if rings > 1 else", "if rings > 2 else"),
-    "block.pages_copied": M(
-        "pv/block/pages.py", "source_offset=at, dest_offset=first", "source_offset=0, dest_offset=first"
-    ),
+    "block.pages_copied": M("pv/block/pages.py", "(ref, (span & 0xFF) * size,", "(ref, size,"),
     "block.pages_kept": M("pv/block/pages.py", "view[(span & 0xFF) * size :", "view["),
     "block.pages_mapped": M("pv/block/pages.py", "== blkif.READ) == writable", "== blkif.READ) != writable"),
     "block.read_only_stays_as_it_is": M("pv/block/requests.py", "!= blkif.READ and not self.limits.writable", "== 77"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from xengrant.abi import blkif
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.errors import GrantError
-from xengrant.gnttab import CopySegment, Gnttab, Grant
+from xengrant.gnttab import Gnttab, Grant
 
 if TYPE_CHECKING:
     from xengrant.gnttab import Mapped
@@ -208,87 +208,84 @@ class CopiedPages(Pages):
     def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
         super().__init__(gnttab, domid)
         self._buffer = memoryview(bytearray(most * PAGE_SIZE))
+        self._at: dict[Request, int] = {}  # where in it each request's data is
 
     def read_tables(self, reader: Reader, requests: Iterable[Request]) -> None:
         for request in requests:
-            pages = [bytearray(PAGE_SIZE) for _ in request.tables]
-            segments = [
-                CopySegment((self._domid, ref), page, PAGE_SIZE)
-                for ref, page in zip(request.tables, pages, strict=True)
-            ]
-            if self._copy(request, segments):
-                reader.read_segments(request, [memoryview(page) for page in pages])
+            table = self._buffer[: len(request.tables) * PAGE_SIZE]
+            pieces = [(ref, 0, PAGE_SIZE) for ref in request.tables]
+            try:
+                refused = any(self._gnttab.copy_run(self._domid, pieces, table, to_grants=False))
+            except GrantError as error:
+                request.refuse(str(error))
+                continue
+            if refused:
+                request.refuse("a page of segments is not granted")
+            else:
+                reader.read_segments(request, [table])
 
     def open(self, requests: Sequence[Request]) -> None:
+        with_data = [request for request in requests if request.refs]
+        writes = [request for request in with_data if request.action != blkif.READ]
+        reads = [request for request in with_data if request.action == blkif.READ]
         at = 0
-        for request in requests:
-            if request.refs:
-                request.buffers = [self._buffer[at : at + request.length]]
-                at += request.length
-        self._copy_all([request for request in requests if request.refs and request.action != blkif.READ])
+        for request in writes + reads:  # what is copied at once lies side by side
+            self._at[request] = at
+            request.buffers = [self._buffer[at : at + request.length]]
+            at += request.length
+        self._copy(writes, to_grants=False)
 
     def close(self, requests: Sequence[Request]) -> None:
-        self._copy_all(
-            [
-                request
-                for request in requests
-                if request.refs and request.action == blkif.READ and request.status == blkif.RSP_OKAY
-            ]
-        )
+        run: list[Request] = []
+        for request in requests:
+            if request.refs and request.action == blkif.READ:
+                if request.status == blkif.RSP_OKAY:
+                    run.append(request)
+                    continue
+                self._copy(run, to_grants=True)
+                run = []
+        self._copy(run, to_grants=True)
         for request in requests:
             request.buffers = []
+        self._at.clear()
 
     def end(self) -> None:
         """There is none."""
 
-    def _copy_all(self, requests: Sequence[Request]) -> None:
-        """Between the requests' buffers and the pages; a request whose page is refused is."""
+    def _copy(self, requests: Sequence[Request], *, to_grants: bool) -> None:
+        """Between the pages and the requests' buffers, which lie side by side. A request whose page is refused is."""
         if not requests:
             return
-        segments: list[CopySegment] = []
+        pieces: list[tuple[int, int, int]] = []
         for request in requests:
-            segments += self._segments(request)
+            pieces += _pieces(request)
+        start = self._at[requests[0]]
+        memory = self._buffer[start : self._at[requests[-1]] + requests[-1].length]
         try:
-            statuses = self._gnttab.copy(segments)
+            statuses = self._gnttab.copy_run(self._domid, pieces, memory, to_grants=to_grants)
         except GrantError as error:
-            statuses = [-1] * len(segments)
-            refused = str(error)
-        else:
-            if not any(statuses):
-                return
-            refused = "a page is not granted"
+            for request in requests:
+                request.refuse(str(error))
+            return
+        if not any(statuses):
+            return
         at = 0
         for request in requests:
-            end = at + len(request.refs)
+            end = at + request.count
             if any(statuses[at:end]):
-                request.refuse(refused)
+                request.refuse("a page is not granted")
             at = end
 
-    def _segments(self, request: Request) -> list[CopySegment]:
-        [buffer] = request.buffers
-        segments = []
-        at = 0
-        reading = request.action == blkif.READ
-        for ref, span in zip(request.refs, request.spans, strict=True):
-            first = (span & 0xFF) * blkif.SECTOR_SIZE
-            length = ((span >> 8) + 1) * blkif.SECTOR_SIZE - first
-            page = (self._domid, ref)
-            if reading:
-                segments.append(CopySegment(buffer, page, length, source_offset=at, dest_offset=first))
-            else:
-                segments.append(CopySegment(page, buffer, length, source_offset=first, dest_offset=at))
-            at += length
-        return segments
 
-    def _copy(self, request: Request, segments: Sequence[CopySegment]) -> bool:
-        try:
-            copied = not any(self._gnttab.copy(segments))
-        except GrantError as error:
-            request.refuse(str(error))
-            return False
-        if not copied:
-            request.refuse("a page of segments is not granted")
-        return copied
+def _pieces(request: Request) -> list[tuple[int, int, int]]:
+    """(ref, offset, length) of its pages, in bytes."""
+    if request.whole:
+        return [(ref, 0, PAGE_SIZE) for ref in request.refs]
+    size = blkif.SECTOR_SIZE
+    return [
+        (ref, (span & 0xFF) * size, ((span >> 8) + 1 - (span & 0xFF)) * size)
+        for ref, span in zip(request.refs, request.spans, strict=True)
+    ]
 
 
 def _cut(views: Sequence[memoryview], spans: Sequence[int]) -> list[memoryview]:
