@@ -246,9 +246,7 @@ MUTATIONS: dict[str, Mutation] = {
         "pv/steps.py", "return Step.OFFER if front is _INITIALISING and online and not stopping else", "return"
     ),
     "pv.back_end_takes_over": M("pv/steps.py", "return Step.RESUME", "return Step.OFFER"),
-    "pv.connects_and_closes": M(
-        "pv/backend.py", "self._switch({self.state}, XenbusState.CLOSED)", "self._switch({self.state}, self.state)"
-    ),
+    "pv.connects_and_closes": M("pv/backend.py", "or self._backend is None:", "or self._backend:"),
     "pv.destroyed_front_end": M("pv/bus.py", "device.domain_is_gone()", "pass"),
     "pv.features_are_taken": M("pv/connection.py", "(feature) and await self.otherend.flag(feature)", "(feature)"),
     "pv.front_end_jumps": M("pv/steps.py", "return Step.CLOSED  # its nodes are gone", "return Step.WAIT"),

@@ -178,6 +178,7 @@ def test_a_thread_can_fail_its_device(dom0: xengrant.Domain, guest: xengrant.Dom
                 with pytest.raises(xengrant.InterfaceClosed):
                     connection.map(8)
                 failing.join(SOON)
+                await there.set_state(slot, XenbusState.CLOSED)
 
     run(main())
 

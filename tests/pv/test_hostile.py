@@ -55,10 +55,8 @@ class Liar:
         await self._store.write(f"{self._path}/{name}", value)
 
     async def _hide(self) -> None:
-        access = self._random.choice(("r", "n"))
-        await self._store.set_permissions(
-            f"{self._path}/state", [xengrant.Permission(2, "n"), xengrant.Permission(0, access)]
-        )
+        theirs = self._random.choice((xengrant.Permission(0, "r"), xengrant.Permission(0, "n")))
+        await self._store.set_permissions(f"{self._path}/state", [xengrant.Permission(2, "n"), theirs])
 
     async def _connect(self, share: xengrant.Share, port: xengrant.AsyncPort) -> None:
         for name, value in (("ring-ref", share.refs[0]), ("event-channel", port.number), ("feature-shout", 0)):

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -239,6 +244,78 @@ def test_a_successor_resumes_what_is_connected(dom0: xengrant.Domain, guest: xen
                 assert await there.state(slot) is XenbusState.CONNECTED
                 await device.wait_connected(SOON)
             await device.wait_closed(SOON)
+
+    run(main())
+
+
+_SERVER = """
+import asyncio, xengrant
+from xengrant import pv
+from xengrant.testing.echo import EchoBack
+
+async def main():
+    with xengrant.connect() as domain:
+        async with pv.BackendBus("echo", EchoBack, domain=domain) as bus:
+            await bus.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+def test_a_killed_back_end_is_replaced_and_nothing_is_lost(
+    machine: Machine, dom0: xengrant.Domain, guest: xengrant.Domain
+) -> None:
+    @contextmanager
+    def serving() -> Iterator[None]:
+        command, where = [sys.executable, "-c", _SERVER], os.environ | {"XENGRANT_URL": machine.url(0)}
+        with subprocess.Popen(command, env=where) as server:
+            try:
+                yield
+            finally:
+                server.kill()
+
+    async def main() -> None:
+        async with dom0.aio.xenstore() as store:
+            slot = await plugged(store)
+            front = EchoFront()
+            async with pv.attach(front, "device/echo/0", domain=guest) as device:
+                asking: list[asyncio.Task[bytes]] = []
+                for turn in range(3):
+                    with serving():
+                        await device.wait_connected(SOON)
+                        answers = await asyncio.gather(*asking)
+                        assert answers == [f"{turn - 1}-{number}".encode()[::-1] for number in range(len(asking))]
+                        asking = [asyncio.create_task(front.ask(f"{turn}-{i}".encode(), SOON)) for i in range(200)]
+                        await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                with serving():
+                    await asyncio.gather(*asking)
+                    assert device.state is XenbusState.CONNECTED
+                    await pv.unplug(store, slot, timeout=SOON)
+            # Each successor wrote Connected anew: that is what it had to say.
+            assert set(front.events[2:-1]) == {"changed hello"}
+            assert [*front.events[:2], front.events[-1]] == ["connect", "connected", "disconnect"]
+
+    run(main())
+
+
+def test_a_domain_that_is_still_built_keeps_its_nodes(dom0: xengrant.Domain, guest: xengrant.Domain) -> None:
+    """A toolstack makes the domain's directory, and perhaps its devices, before it introduces it."""
+
+    async def main() -> None:
+        async with bench(dom0, guest) as there:
+            await there.store.write("/local/domain/9/name", "to be")
+            slot = pv.Slot("echo", 0, front=9)
+            async with await there.store.watch(slot.back_path) as watch:
+                await there.store.write(f"{slot.back_path}/frontend", slot.front_path)
+                await there.store.write(f"{slot.back_path}/frontend-id", "9")
+                await there.store.write(f"{slot.back_path}/state", "1")
+                await there.until(slot, XenbusState.INIT_WAIT)
+                await there.bus._bury(there.store, 9)
+                await there.store.rm("/local/domain/9")
+                assert await there.store.exists(slot.back_path)
+                await there.bus._bury(there.store, 9)
+                while await there.store.exists(slot.back_path):
+                    await watch.wait(SOON)
 
     run(main())
 

@@ -217,9 +217,14 @@ class BackendBus:
             async for _ in watch:
                 for domid in {domid for domid, _ in self.devices}:
                     if not await nodes.is_domain_introduced(domid):
-                        for (other, _), device in list(self.devices.items()):
-                            if other == domid:
-                                device.domain_is_gone()
+                        await self._bury(nodes, domid)
+
+    async def _bury(self, nodes: AsyncXenStore, domid: int) -> None:
+        """Where a domain is not introduced: it is gone, or it is being built, and then it has a directory already."""
+        was_built = not await nodes.exists(f"/local/domain/{domid}")
+        for (other, _), device in list(self.devices.items()):
+            if other == domid and (was_built or device.connection is not None):
+                device.domain_is_gone()
 
     # The end
 

@@ -82,7 +82,7 @@ class EchoFront(pv.Frontend):
         """What comes back for `text`, at most 56 bytes, within `timeout` seconds."""
         assert self.calls is not None
         async with asyncio.timeout(timeout):
-            return (await self.calls.call(bytes(8) + text))[8:].rstrip(b"\0")
+            return (await self.calls.call((bytes(8) + text).ljust(ENTRY, b"\0")))[8:].rstrip(b"\0")
 
 
 def _answer(request: bytes, shout: bool) -> bytes:
