@@ -36,6 +36,7 @@ test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 G
 	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
 	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/vchan/test_lies.py
 	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/pv/test_hostile.py
+	XENGRANT_FUZZ_S=90 $(BIN)/pytest --durations=0 tests/block/test_lies.py
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -195,8 +196,38 @@ class Gnttab:
             _check_segment(segment)
         if not segments:
             return []
-        self._check_can_copy()
+        self.check_can_copy()
         return self._copy(segments)
+
+    def copy_run(
+        self,
+        domid: int,
+        pieces: Sequence[tuple[int, int, int]],
+        memory: memoryview,
+        *,
+        to_grants: bool,
+    ) -> list[int]:
+        """`copy` for many: between `memory`, from its start on without gaps, and pieces of pages of `domid`.
+
+        A piece is (ref, offset, length), in bytes; `memory` is writable, contiguous, and as long as all of them.
+        Statuses and errors as of `copy`.
+        """
+        if self._device.closed:
+            raise InterfaceClosed("this Gnttab is closed: open another with domain.gnttab()")
+        checked_domid(domid)
+        if not pieces:
+            return []
+        refs, offsets, lengths = zip(*pieces, strict=True)
+        if sum(lengths) != memory.nbytes or max(map(operator.add, offsets, lengths)) > PAGE_SIZE:
+            raise ValueError("the pieces are not as long as the memory, or do not fit in their pages")
+        address = self._device.address(memory)
+        if address is None:
+            return self.copy(_segments(domid, pieces, memory, to_grants=to_grants))
+        self.check_can_copy()
+        table = bytearray(abi.pack_run(domid, refs, offsets, lengths, address, to_grants=to_grants))
+        arg = abi.pack_copy(len(refs))
+        self._device.ioctl(abi.GRANT_COPY, arg, [Pointer(arg, abi.COPY_SEGMENTS_POINTER, table, "inout")])
+        return abi.segment_statuses(table)
 
     def close(self) -> None:
         """Close the device; what it mapped stays mapped until it is closed too. A second time does nothing.
@@ -249,10 +280,11 @@ class Gnttab:
         self._device.ioctl(abi.GRANT_COPY, arg, pointers)
         return [abi.segment_status(table, i) for i in range(len(segments))]
 
-    def _check_can_copy(self) -> None:
-        """Map what nobody can have granted: a hypervisor without the hypercall says so instead of refusing the ref.
+    def check_can_copy(self) -> None:
+        """`InterfaceUnavailable` where the hypervisor has no grant copy, which `copy` would raise.
 
-        Linux stops (BUG) when the copy hypercall itself fails, so it must not be tried there (drivers/xen/
+        Maps what nobody can have granted: a hypervisor without the hypercall says so instead of refusing the ref. Linux
+        stops (BUG) when the copy hypercall itself fails, so it must not be tried there (drivers/xen/
         grant-table.c, gnttab_batch_copy).
         """
         if self._can_copy:
@@ -379,6 +411,21 @@ def _check_side(name: str, side: _Side, offset: int, length: int) -> None:
     checked_number(f"{name}_offset", offset, 0, room)
     if offset + length > room:
         raise ValueError(f"{length} bytes at {name}_offset {offset} do not fit in {room}")
+
+
+def _segments(
+    domid: int, pieces: Sequence[tuple[int, int, int]], memory: memoryview, *, to_grants: bool
+) -> list[CopySegment]:
+    segments = []
+    at = 0
+    for ref, offset, length in pieces:
+        grant, local = Grant(domid, ref), memory[at : at + length]
+        if to_grants:
+            segments.append(CopySegment(local, grant, length, dest_offset=offset))
+        else:
+            segments.append(CopySegment(grant, local, length, source_offset=offset))
+        at += length
+    return segments
 
 
 def _granted_side(side: _Side, offset: int) -> tuple[int, int, int] | None:

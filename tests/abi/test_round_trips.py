@@ -141,3 +141,24 @@ def test_a_number_that_does_not_fit_is_never_cut(pack: object) -> None:
     assert callable(pack)
     with pytest.raises(Exception, match=r"format|range|integer"):
         pack()
+
+
+@pytest.mark.parametrize("to_grants", [True, False])
+def test_a_run_of_copies_is_one_segment_after_the_other(to_grants: bool) -> None:
+    refs, offsets, lengths = [8, 9, 0xFFFFFFFF], [0, 512, 4095], [4096, 1024, 1]
+    run = gntdev.pack_run(7, refs, offsets, lengths, 0x123456789000, to_grants=to_grants)
+    expected = bytearray()
+    at = 0x123456789000
+    for ref, offset, length in zip(refs, offsets, lengths, strict=True):
+        granted = (ref, offset, 7)
+        segment = bytearray(
+            gntdev.pack_segment(None, granted, length) if to_grants else gntdev.pack_segment(granted, None, length)
+        )
+        pointer = gntdev.SEGMENT_SOURCE if to_grants else gntdev.SEGMENT_DEST
+        segment[pointer : pointer + 8] = at.to_bytes(8, "little")
+        expected += segment
+        at += length
+    assert run == expected
+    table = bytearray(run)
+    gntdev.fill_segment(table, 1, -3)
+    assert gntdev.segment_statuses(table) == [0, -3, 0]

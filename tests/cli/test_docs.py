@@ -16,7 +16,7 @@ DOCS = (Path(__file__).parents[2] / "docs/tool.md").read_text()
     "command",
     [
         *("demo", "doctor", "share", "map", "cat", "proxy", "ls", "peek console", "peek xenstore", "metrics"),
-        *("machine", "machine status", "machine destroy", "selftest"),
+        *("machine", "machine status", "machine destroy", "selftest", "block serve", "block attach"),
     ],
 )
 def test_every_option_is_in_the_docs(nobody: User, command: str) -> None:

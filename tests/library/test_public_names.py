@@ -63,7 +63,7 @@ METHODS = {
     "AsyncDomain": "domid evtchn find peer xenstore",
     "Gntshr": "close closed fileno munmap share_pages try_share_pages",
     "Share": "close closed domid mapping refs writable",
-    "Gnttab": "close closed copy fileno map try_map unmap",
+    "Gnttab": "check_can_copy close closed copy copy_run fileno map try_map unmap",
     "Mapped": "close closed grants mapping writable",
     "EventChannels": "bind_interdomain bind_unbound close closed fileno",
     "AsyncEventChannels": "bind_interdomain bind_unbound close closed fileno",

@@ -41,6 +41,33 @@ _SHARES_SEND_NOTHING = M("embedded/gntalloc.py", "            gref.port.send()\n
 _SHARES_CLEAR_NOTHING = M("embedded/gntalloc.py", "gref.clear_byte] = 0", "gref.clear_byte]")
 
 MUTATIONS: dict[str, Mutation] = {
+    # Block devices
+    "block.bad_requests_are_answered": M("pv/block/requests.py", "first <= last < blkif", "last < blkif"),
+    "block.discard_and_flush": M(
+        "pv/block/execution.py", "discard(request.length, request.offset)", "discard(request.length, 0)"
+    ),
+    "block.indirect_answers_its_operation": M(
+        "pv/block/requests.py", "entry, Request(number, small, small,", "entry, Request(number, operation, small,"
+    ),
+    "block.kept_pages_are_capped": M(
+        "pv/block/pages.py", "> self._most:\n            self._old", "> 9999:\n            self._old"
+    ),
+    "block.lying_back_end": M(
+        "pv/block/front_queue.py", "if operation != call.operation:", "if operation > blkif.DISCARD:"
+    ),
+    "block.many_at_once": M("pv/block/execution.py", "other.offset != end\n", "other.offset == end\n"),
+    "block.on_the_bus": M("pv/block/backend.py", "if rings > 1 else", "if rings > 2 else"),
+    "block.pages_copied": M("pv/block/pages.py", "(ref, (span & 0xFF) * size,", "(ref, size,"),
+    "block.pages_kept": M("pv/block/pages.py", "view[(span & 0xFF) * size :", "view["),
+    "block.pages_mapped": M("pv/block/pages.py", "== blkif.READ) == writable", "== blkif.READ) != writable"),
+    "block.read_only_stays_as_it_is": M("pv/block/requests.py", "!= blkif.READ and not self.limits.writable", "== 77"),
+    "block.request_overflow": M(
+        "rings/rpc.py", "return _add(self._pushed, self.entries)", "return _add(self._pushed, 9999)"
+    ),
+    "block.successor_goes_on": M(
+        "pv/block/ring.py", "noted[0] == self._prod != self._seen", "noted[0] == self._seen != self._prod"
+    ),
+    "block.unplugged": M("pv/block/frontend.py", 'self._end(PeerClosed(f"domain', 'self._end(InterfaceClosed(f"domain'),
     # Rings of bytes
     "byte_rings.both_ways": M(
         "rings/byte_ring.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from struct import Struct
 
 MAP_GRANT_REF = 0x00184700
@@ -22,6 +23,8 @@ _OFFSET = Struct("<QQI4x")  # vaddr, offset (out), count (out)
 _COPY = Struct("<I4xQ")  # count, pointer to segments
 _SEGMENT_GREF = Struct("<IHH")  # ref, offset, domid
 _SEGMENT_TAIL = Struct("<HHh2x")  # len, flags, status (out)
+
+_STATUS = Struct("<20xh2x")
 
 COPY_SEGMENTS_POINTER = 8
 SEGMENT_SIZE = 24
@@ -102,6 +105,30 @@ def pack_segment(source: tuple[int, int, int] | None, dest: tuple[int, int, int]
     flags = (COPY_SOURCE_GREF if source else 0) | (COPY_DEST_GREF if dest else 0)
     sides = b"".join(_SEGMENT_GREF.pack(*side) if side else bytes(8) for side in (source, dest))
     return sides + _SEGMENT_TAIL.pack(length, flags, 0)
+
+
+def pack_run(
+    domid: int, refs: Sequence[int], offsets: Sequence[int], lengths: Sequence[int], address: int, *, to_grants: bool
+) -> bytes:
+    """Segments between pages of `domid` and local memory from `address` on, where they lie one behind the other."""
+    words: list[int] = []
+    for ref, offset, length in zip(refs, offsets, lengths, strict=True):
+        if to_grants:
+            words += (address, ref, offset, domid, length, COPY_DEST_GREF, 0)
+        else:
+            words += (ref, offset, domid, address, length, COPY_SOURCE_GREF, 0)
+        address += length
+    return _run(len(refs), to_grants).pack(*words)
+
+
+@cache
+def _run(count: int, to_grants: bool) -> Struct:
+    return Struct("<" + count * ("QIHHHHh2x" if to_grants else "IHHQHHh2x"))
+
+
+def segment_statuses(segments: bytearray) -> list[int]:
+    """GNTST statuses of all segments."""
+    return [status for (status,) in _STATUS.iter_unpack(segments)]
 
 
 def unpack_segment(segments: bytes | bytearray, i: int) -> tuple[tuple[int, int, int], tuple[int, int, int], int, int]:

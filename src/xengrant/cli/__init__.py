@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _commands() -> tuple[_Command, ...]:
     # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import cat, demo, doctor, ls, machine, map, metrics, peek, proxy, selftest, share, top
+    from xengrant.cli import block, cat, demo, doctor, ls, machine, map, metrics, peek, proxy, selftest, share, top
 
-    commands = (demo, doctor, share, map, cat, proxy, ls, peek, metrics, top, machine, selftest)
+    commands = (demo, doctor, share, map, cat, proxy, block, ls, peek, metrics, top, machine, selftest)
     return cast("tuple[_Command, ...]", commands)
 
 

@@ -86,6 +86,13 @@ class Device(abc.ABC):
         """
         return None
 
+    def address(self, memory: memoryview) -> int | None:
+        """Where `memory` lies, for pointers that an ioctl's bytes have themselves; it is the caller's to keep there.
+
+        None where the bytes have to be described by a `Pointer` each: an embedded machine cannot follow an address.
+        """
+        return None
+
     def doorbell(self, port: int) -> Doorbell:
         """A port of an evtchn, to ring and to wait on without the GIL; from then on nothing else is to `read` here.
 

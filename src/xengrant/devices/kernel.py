@@ -74,6 +74,9 @@ class KernelDevice(Device):
         finally:
             self._file.drop()
 
+    def address(self, memory: memoryview) -> int | None:
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
     def doorbell(self, port: int) -> Doorbell:
         self._check_open()
         return Doorbell(self._file, port, None)

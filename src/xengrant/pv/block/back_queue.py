@@ -1,0 +1,159 @@
+"""One ring of a back end, served by a thread of its own: `BackQueue` takes all requests that are there, does them, and
+answers in the ring's order.
+
+Made by `backend`, for each ring that a front end has. Calls `ring`, `requests`, `pages`, `execution` and a port's
+`Doorbell`; no event loop runs for a request. Answering in order lets a successor of a back end that died go on where
+the ring says that it stopped: what was done and not answered is done again, which for a disk's requests is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from xengrant.abi import blkif
+from xengrant.errors import PeerClosed
+from xengrant.pv.block.counters import Counters
+from xengrant.pv.block.execution import execute
+
+if TYPE_CHECKING:
+    from xengrant._native import Doorbell
+    from xengrant.pv.block.disks import VectoredDisk
+    from xengrant.pv.block.pages import Pages
+    from xengrant.pv.block.requests import Reader, Request
+    from xengrant.pv.block.ring import BlockRing
+
+__all__ = ["BATCH_PAGES", "BackQueue"]
+
+BATCH_PAGES = 1024
+"""How many pages of data one batch has at most, unless one request has more."""
+
+_SILENCED = 3  # what Doorbell.wait says where no event can come any more
+
+_log = logging.getLogger("xengrant.pv.block")
+
+
+class BackQueue:
+    """A ring, the port whose events are about it, and a disk.
+
+    `start` and `stop` are its owner's, who also owns ring, port and disk; `pages` it lets go of when it ends. `ended`
+    is called in the thread where something ends it that is not `stop`: a `ProtocolError` of the front end's, or
+    `PeerClosed`. Nothing that is wrong with a single request ends it.
+    """
+
+    def __init__(
+        self,
+        ring: BlockRing,
+        doorbell: Doorbell,
+        pages: Pages,
+        reader: Reader,
+        disk: VectoredDisk,
+        *,
+        ended: Callable[[Exception], object],
+        counters: Counters | None = None,
+        name: str = "xengrant-block",
+    ) -> None:
+        self.counters = counters or Counters()
+        self._ring = ring
+        self._doorbell = doorbell
+        self._pages = pages
+        self._reader = reader
+        self._disk = disk
+        self._ended = ended
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin with what is not answered. Once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have it end after the batch that it is at; what is not answered then stays in the ring."""
+        self._stopping = True
+        self._doorbell.wake()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Whether it has ended, after at most so many seconds: then nothing of it uses ring, port or disk."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._doorbell.ring()  # a predecessor may have died between an answer and its event
+            self._serve()
+        except Exception as error:
+            self.counters.depth = 0
+            if not self._stopping:
+                self._ended(error)
+        finally:
+            self._pages.end()
+
+    def _serve(self) -> None:
+        ring, doorbell = self._ring, self._doorbell
+        while not self._stopping:
+            changes = doorbell.changes
+            entries = ring.take_requests()
+            if entries:
+                self._do(entries)
+            elif not ring.more_to_do() and doorbell.wait(changes, None) == _SILENCED and not self._stopping:
+                raise PeerClosed("no event can come on this ring's port any more")
+
+    def _do(self, entries: Sequence[bytes]) -> None:
+        self.counters.depth = len(entries)
+        requests = list(map(self._reader.read, entries))
+        indirect = [request for request in requests if request.tables]
+        if indirect:
+            self._pages.read_tables(self._reader, indirect)
+        for batch in _batches(requests):
+            self._pages.open(batch)
+            execute(self._disk, batch)
+            self._pages.close(batch)
+            self._answer(batch)
+            if self._stopping:
+                break
+
+    def _answer(self, batch: Sequence[Request]) -> None:
+        answer, pack = self._ring.answer, self._reader.layout.pack_response
+        for request in batch:
+            answer(pack(request.id, request.operation, request.status))
+        if self._ring.to_notify():
+            self._doorbell.ring()
+        self._count(batch)
+
+    def _count(self, batch: Sequence[Request]) -> None:
+        counters = self.counters
+        for request in batch:
+            if request.status != blkif.RSP_OKAY:
+                counters.errors += 1
+                _log.debug("refused %r: %s", request, request.fault)
+            elif request.action == blkif.READ:
+                counters.reads += 1
+                counters.read_bytes += request.length
+            elif request.action == blkif.WRITE:
+                counters.writes += 1
+                counters.written_bytes += request.length
+            elif request.action == blkif.DISCARD:
+                counters.discards += 1
+                counters.discarded_bytes += request.length
+            else:
+                counters.flushes += 1
+                counters.written_bytes += request.length
+        counters.depth -= len(batch)
+
+
+def _batches(requests: Sequence[Request]) -> Sequence[Sequence[Request]]:
+    """Pieces of at most `BATCH_PAGES` pages, or of one request."""
+    if sum(len(request.refs) for request in requests) <= BATCH_PAGES:
+        return (requests,)
+    batches: list[list[Request]] = [[]]
+    pages = 0
+    for request in requests:
+        pages += len(request.refs)
+        if pages > BATCH_PAGES and batches[-1]:
+            batches.append([])
+            pages = len(request.refs)
+        batches[-1].append(request)
+    return batches

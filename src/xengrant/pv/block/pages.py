@@ -1,0 +1,294 @@
+"""How a back end gets at a front end's pages: `KeptPages` maps each once, `MappedPages` for a batch, `CopiedPages` not.
+
+A ring's queue has one of them and calls it in its thread, for batches of requests: `read_tables` has the segments of
+indirect requests read, `open` gives each request its `buffers`, `close` takes them back when the disk is done. A page
+that is not granted has its request answered with an error, and only that.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from xengrant.abi import blkif
+from xengrant.abi.xen import PAGE_SIZE
+from xengrant.errors import GrantError
+from xengrant.gnttab import Gnttab, Grant
+
+if TYPE_CHECKING:
+    from xengrant.gnttab import Mapped
+    from xengrant.pv.block.requests import Reader, Request
+
+__all__ = ["CopiedPages", "KeptPages", "MappedPages", "Pages"]
+
+
+class Pages(abc.ABC):
+    """The pages of domain `domid`, through `gnttab`, which stays its owner's. Threads: one at a time."""
+
+    def __init__(self, gnttab: Gnttab, domid: int) -> None:
+        self._gnttab = gnttab
+        self._domid = domid
+
+    @abc.abstractmethod
+    def read_tables(self, reader: Reader, requests: Iterable[Request]) -> None:
+        """Have `reader` read the segments of requests that have `tables`."""
+
+    @abc.abstractmethod
+    def open(self, requests: Sequence[Request]) -> None:
+        """Give `buffers` to requests that have `refs`, filled with what the front end writes; or refuse them."""
+
+    @abc.abstractmethod
+    def close(self, requests: Sequence[Request]) -> None:
+        """Take the buffers back; what was read is in the front end's pages then."""
+
+    @abc.abstractmethod
+    def end(self) -> None:
+        """Let go of every page."""
+
+    def _map(self, refs: Sequence[int], *, writable: bool) -> Mapped:
+        return self._gnttab.map([Grant(self._domid, ref) for ref in refs], writable=writable)
+
+
+class KeptPages(Pages):
+    """Pages that stay mapped, for a front end that uses the same ones again and again (feature-persistent).
+
+    At least the `most` pages used last stay mapped, and never more than twice as many: mapped in groups, as requests
+    bring them, and kept in two generations. When the younger is full it becomes the old one, and what of the old one
+    nobody has used meanwhile is unmapped.
+    """
+
+    def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
+        super().__init__(gnttab, domid)
+        self._most = most
+        self._views: dict[int, memoryview] = {}  # of the younger generation, by ref
+        self._old: dict[int, dict[int, memoryview]] = {}  # the group of each ref of the older
+
+    @property
+    def kept(self) -> int:
+        """How many pages are mapped."""
+        return len(self._views) + len(self._old)
+
+    def read_tables(self, reader: Reader, requests: Iterable[Request]) -> None:
+        for request in requests:
+            try:
+                pages = self._pages(request.tables)
+            except GrantError as error:
+                request.refuse(str(error))
+            else:
+                reader.read_segments(request, pages)
+
+    def open(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if not request.refs:
+                continue
+            try:
+                views = self._pages(request.refs)
+            except GrantError as error:
+                request.refuse(str(error))
+            else:
+                request.buffers = views if request.whole else _cut(views, request.spans)
+
+    def close(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.buffers = []
+
+    def end(self) -> None:
+        self._views = {}
+        self._old = {}
+
+    def _pages(self, refs: Sequence[int]) -> list[memoryview]:
+        try:
+            return list(map(self._views.__getitem__, refs))
+        except KeyError:
+            return self._find(refs)
+
+    def _find(self, refs: Sequence[int]) -> list[memoryview]:
+        """As `_pages`, where some are not in the younger generation; those get there."""
+        found: dict[int, memoryview] = {}
+        missing = []
+        for ref in dict.fromkeys(refs):
+            view = self._views.get(ref)
+            if view is None and ref in self._old:
+                group = self._old[ref]
+                for other in group:
+                    del self._old[other]
+                self._add(group)
+                view = group[ref]
+            if view is None:
+                missing.append(ref)
+            else:
+                found[ref] = view
+        if missing:
+            group = self._keep(missing)
+            self._add(group)
+            found |= group
+        return [found[ref] for ref in refs]
+
+    def _keep(self, refs: Sequence[int]) -> dict[int, memoryview]:
+        mapping = self._map(refs, writable=True).mapping
+        whole = memoryview(mapping)
+        views = [whole[at : at + PAGE_SIZE] for at in range(0, len(whole), PAGE_SIZE)]
+        mapping.close_on_release()  # the views alone keep it, here or in requests under way
+        return dict(zip(refs, views, strict=True))
+
+    def _add(self, group: dict[int, memoryview]) -> None:
+        if len(self._views) + len(group) > self._most:
+            self._old = self._grouped(self._views)
+            self._views = {}
+        self._views |= group
+
+    def _grouped(self, views: dict[int, memoryview]) -> dict[int, dict[int, memoryview]]:
+        """The group of each ref: those whose pages are of one mapping, which goes as a whole."""
+        groups: dict[int, dict[int, memoryview]] = {}
+        for ref, view in views.items():
+            groups.setdefault(id(view.obj), {})[ref] = view
+        return {ref: group for group in groups.values() for ref in group}
+
+
+class MappedPages(Pages):
+    """Pages that are mapped for one batch of requests, those to be written to apart from those only read."""
+
+    def __init__(self, gnttab: Gnttab, domid: int) -> None:
+        super().__init__(gnttab, domid)
+        self._mapped: list[Mapped] = []
+
+    def read_tables(self, reader: Reader, requests: Iterable[Request]) -> None:
+        for request in requests:
+            try:
+                mapped = self._map(request.tables, writable=False)
+            except GrantError as error:
+                request.refuse(str(error))
+                continue
+            with mapped, memoryview(mapped.mapping) as pages:
+                reader.read_segments(request, [pages])
+
+    def open(self, requests: Sequence[Request]) -> None:
+        for writable in (True, False):
+            batch = [request for request in requests if request.refs and (request.action == blkif.READ) == writable]
+            if not batch:
+                continue
+            try:
+                self._open_all(batch, writable=writable)
+            except GrantError:
+                for request in batch:
+                    try:
+                        self._open_all([request], writable=writable)
+                    except GrantError as error:
+                        request.refuse(str(error))
+
+    def close(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            request.buffers = []
+        while self._mapped:
+            # A disk that keeps a buffer of ours keeps the page mapped, and nothing more.
+            self._mapped.pop().mapping.close_on_release()
+
+    def end(self) -> None:
+        self.close(())
+
+    def _open_all(self, batch: Sequence[Request], *, writable: bool) -> None:
+        mapped = self._map([ref for request in batch for ref in request.refs], writable=writable)
+        self._mapped.append(mapped)
+        whole = memoryview(mapped.mapping)
+        at = 0
+        for request in batch:
+            end = at + len(request.refs) * PAGE_SIZE
+            if request.whole:
+                request.buffers = [whole[at:end]]
+            else:
+                views = [whole[page : page + PAGE_SIZE] for page in range(at, end, PAGE_SIZE)]
+                request.buffers = _cut(views, request.spans)
+            at = end
+
+
+class CopiedPages(Pages):
+    """Pages that the hypervisor copies (grant copy), to and from a buffer of this process, `most` pages at once."""
+
+    def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
+        super().__init__(gnttab, domid)
+        self._buffer = memoryview(bytearray(most * PAGE_SIZE))
+        self._at: dict[Request, int] = {}  # where in it each request's data is
+
+    def read_tables(self, reader: Reader, requests: Iterable[Request]) -> None:
+        for request in requests:
+            table = self._buffer[: len(request.tables) * PAGE_SIZE]
+            pieces = [(ref, 0, PAGE_SIZE) for ref in request.tables]
+            try:
+                refused = any(self._gnttab.copy_run(self._domid, pieces, table, to_grants=False))
+            except GrantError as error:
+                request.refuse(str(error))
+                continue
+            if refused:
+                request.refuse("a page of segments is not granted")
+            else:
+                reader.read_segments(request, [table])
+
+    def open(self, requests: Sequence[Request]) -> None:
+        with_data = [request for request in requests if request.refs]
+        writes = [request for request in with_data if request.action != blkif.READ]
+        reads = [request for request in with_data if request.action == blkif.READ]
+        at = 0
+        for request in writes + reads:  # what is copied at once lies side by side
+            self._at[request] = at
+            request.buffers = [self._buffer[at : at + request.length]]
+            at += request.length
+        self._copy(writes, to_grants=False)
+
+    def close(self, requests: Sequence[Request]) -> None:
+        run: list[Request] = []
+        for request in requests:
+            if request.refs and request.action == blkif.READ:
+                if request.status == blkif.RSP_OKAY:
+                    run.append(request)
+                    continue
+                self._copy(run, to_grants=True)
+                run = []
+        self._copy(run, to_grants=True)
+        for request in requests:
+            request.buffers = []
+        self._at.clear()
+
+    def end(self) -> None:
+        """There is none."""
+
+    def _copy(self, requests: Sequence[Request], *, to_grants: bool) -> None:
+        """Between the pages and the requests' buffers, which lie side by side. A request whose page is refused is."""
+        if not requests:
+            return
+        pieces: list[tuple[int, int, int]] = []
+        for request in requests:
+            pieces += _pieces(request)
+        start = self._at[requests[0]]
+        memory = self._buffer[start : self._at[requests[-1]] + requests[-1].length]
+        try:
+            statuses = self._gnttab.copy_run(self._domid, pieces, memory, to_grants=to_grants)
+        except GrantError as error:
+            for request in requests:
+                request.refuse(str(error))
+            return
+        if not any(statuses):
+            return
+        at = 0
+        for request in requests:
+            end = at + request.count
+            if any(statuses[at:end]):
+                request.refuse("a page is not granted")
+            at = end
+
+
+def _pieces(request: Request) -> list[tuple[int, int, int]]:
+    """(ref, offset, length) of its pages, in bytes."""
+    if request.whole:
+        return [(ref, 0, PAGE_SIZE) for ref in request.refs]
+    size = blkif.SECTOR_SIZE
+    return [
+        (ref, (span & 0xFF) * size, ((span >> 8) + 1 - (span & 0xFF)) * size)
+        for ref, span in zip(request.refs, request.spans, strict=True)
+    ]
+
+
+def _cut(views: Sequence[memoryview], spans: Sequence[int]) -> list[memoryview]:
+    """The sectors of each page that are meant."""
+    size = blkif.SECTOR_SIZE
+    return [view[(span & 0xFF) * size : ((span >> 8) + 1) * size] for view, span in zip(views, spans, strict=True)]

@@ -1,0 +1,102 @@
+"""A disk on the bus, served by dom0 and used by domain 1 of an embedded machine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+import xengrant
+from xengrant import pv
+from xengrant.abi import blkif
+from xengrant.embedded import Machine
+from xengrant.errors import PeerClosed
+from xengrant.pv import block
+
+from .ends import SOON, looped
+from .plugged import HANDLE, SLOT, attached, bus, made, plugged
+
+
+@pytest.mark.parametrize("protocol", blkif.LAYOUTS)
+@pytest.mark.parametrize("rings", [1, 2])
+@pytest.mark.parametrize("order", [0, 2])
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "per-request"])
+@looped
+async def test_a_disk_is_read_and_written(
+    machine: Machine, protocol: str, rings: int, order: int, persistent: bool
+) -> None:
+    disk = block.Memory(1 << 20)
+    use = block.Use(protocol, rings=rings, ring_order=order, persistent=persistent)
+    async with plugged(machine, disk, use=use) as (front, served):
+        info = front.info
+        assert (info.size, info.rings, info.ring_pages, info.persistent) == (1 << 20, rings, 1 << order, persistent)
+        data = random.Random(order).randbytes(1 << 19)
+        await front.write(3, data)
+        assert disk.data[1536 : 1536 + len(data)] == data
+        assert await front.read(3, 1024) == data
+        await front.flush()
+        await front.discard(8, 8)
+        assert disk.data[4096:8192] == bytes(4096)
+        backend = served.devices[1, str(HANDLE)]._backend
+        assert isinstance(backend, block.BlockBackend)
+        assert backend.rings == rings
+        assert backend.counters.errors == 0
+        assert backend.counters.written_bytes == len(data)
+
+
+@looped
+async def test_what_is_offered_is_what_the_front_end_gets(machine: Machine) -> None:
+    offer = block.Offer(writable=False, sector_size=4096, physical_sector_size=8192, max_segments=16, info=1)
+    async with plugged(machine, block.Memory(10000), offer) as (front, _):
+        info = front.info
+        assert (info.sectors, info.sector_size, info.physical_sector_size) == (16, 4096, 8192)
+        assert (info.writable, info.cdrom, info.max_segments) == (False, True, 16)
+        assert not info.can_discard
+        assert info.can_flush
+        with pytest.raises(ValueError, match="read-only"):
+            await front.write(0, bytes(4096))
+        for sector, count in ((1, 8), (0, 4), (8, 16), (-8, 8), (0, 0)):
+            with pytest.raises(ValueError, match="sectors"):
+                await front.read(sector, count)
+
+
+@looped
+async def test_the_toolstacks_mode_makes_a_disk_read_only(machine: Machine) -> None:
+    async with bus(machine, block.Memory(8192)), made(machine, mode="r"), attached(machine) as front:
+        assert not front.info.writable
+
+
+@looped
+async def test_a_resize_reaches_the_front_end(machine: Machine) -> None:
+    disk = block.Memory(8192)
+    async with plugged(machine, disk) as (front, served):
+        disk.__init__(16384)  # type: ignore[misc]
+        backend = served.devices[1, str(HANDLE)]._backend
+        assert isinstance(backend, block.BlockBackend)
+        await backend.resize()
+        async with asyncio.timeout(SOON):
+            while front.info.sectors != 32:
+                await asyncio.sleep(0.01)
+        assert await front.read(24, 8) == bytes(4096)
+
+
+@looped
+async def test_a_disk_that_is_unplugged_fails_what_is_under_way(machine: Machine) -> None:
+    async with bus(machine, block.Memory(8192)), made(machine), attached(machine) as front:
+        unplugging = asyncio.create_task(_unplug(machine))
+        with pytest.raises(PeerClosed):
+            await _read_for_ever(front)
+        await unplugging
+
+
+async def _read_for_ever(front: block.BlockFrontend) -> None:
+    async with asyncio.timeout(SOON):
+        while True:
+            await front.read(0, 8)
+
+
+async def _unplug(machine: Machine) -> None:
+    with xengrant.connect(machine.url(0)) as domain:
+        async with domain.aio.xenstore() as store:
+            await pv.unplug(store, SLOT, timeout=SOON)

@@ -1,0 +1,79 @@
+"""kill -9 of a server, again and again, under a front end that notices nothing but a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from xengrant.embedded import Machine
+from xengrant.pv import block
+
+from .ends import looped
+from .plugged import attached, made
+from .process import ServerProcess
+
+SIZE = 4 << 20
+WORKERS = 16
+KILLS = int(os.environ.get("XENGRANT_BLOCK_KILLS", "5"))
+
+
+class Work:
+    """Workers, each with a part of the disk of its own, that write, read, and compare with a model."""
+
+    def __init__(self, disk: block.BlockFrontend) -> None:
+        self.disk = disk
+        self.model = bytearray(SIZE)
+        self.done = 0
+        self.stopping = False
+
+    async def run(self, worker: int) -> None:
+        chance = random.Random(worker)
+        part = SIZE // 512 // WORKERS
+        while not self.stopping:
+            count = chance.randrange(1, 300)
+            sector = worker * part + chance.randrange(part - count)
+            place = slice(sector * 512, (sector + count) * 512)
+            if chance.random() < 0.6:
+                data = chance.randbytes(count * 512)
+                await self.disk.write(sector, data)
+                self.model[place] = data
+            else:
+                assert await self.disk.read(sector, count) == self.model[place], f"{count} sectors from {sector} on"
+            self.done += 1
+
+    async def wait_for(self, more: int, working: list[asyncio.Task[None]]) -> None:
+        until = self.done + more
+        while self.done < until:
+            for task in working:
+                assert not task.done() or task.result() is None
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "per-request"])
+@looped
+async def test_a_killed_server_loses_doubles_and_misplaces_no_sector(
+    machine: Machine, tmp_path: Path, persistent: bool
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(SIZE))
+    server = await asyncio.to_thread(ServerProcess, machine.url(0), str(path))
+    use = block.Use(rings=2, pool_pages=400, persistent=persistent)
+    try:
+        async with made(machine), attached(machine, use) as disk:
+            work = Work(disk)
+            working = [asyncio.create_task(work.run(worker)) for worker in range(WORKERS)]
+            for _ in range(KILLS):
+                await work.wait_for(50, working)
+                await asyncio.to_thread(server.kill)
+                server = await asyncio.to_thread(ServerProcess, machine.url(0), str(path))
+            await work.wait_for(50, working)
+            work.stopping = True
+            await asyncio.gather(*working)
+            assert await disk.read(0, SIZE // 512) == work.model
+            assert path.read_bytes() == work.model
+    finally:
+        await asyncio.to_thread(server.__exit__)
