@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab.dom0.disks import Disk, vdev_number
+from lab.dom0.disks import CommandDisk, Disk, vdev_number
 from lab.dom0.guest import Command, Guest
 from lab.dom0.places import PROJECT
 
@@ -73,10 +73,14 @@ _WAYS = {
 
 @contextmanager
 def offered(disk: Disk) -> Iterator[Disk]:
-    """Offer the disk, and take its nodes away whatever happened."""
+    """Offer the disk, and take its nodes away whatever happened. An error has what the back end said as a note."""
     try:
         disk.offer()
         yield disk
+    except BaseException as error:
+        if isinstance(disk, CommandDisk):
+            error.add_note(f"the back end said: {disk.said()[-1500:]}")
+        raise
     finally:
         disk.close()
 

@@ -69,7 +69,8 @@ class Judge:
             said = check()
         except FAILURES as error:
             self.failed.append(f"{name} {what}")
-            print(f"failed {name} {what}: {type(error).__name__}: {error}", flush=True)
+            notes = getattr(error, "__notes__", [])
+            print(f"failed {name} {what}: {type(error).__name__}: {error}", *notes, sep="\n", flush=True)
         else:
             print(f"passed {name} {what} in {time.monotonic() - started:.1f} s: {said}", flush=True)
 
