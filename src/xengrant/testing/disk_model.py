@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import struct
+import sys
 from collections import Counter, deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -25,8 +25,6 @@ __all__ = ["Exercised", "Model", "Outcome", "Write", "exercise"]
 
 SECTOR = 512
 
-_STAMP = struct.Struct("<QQ")  # the write's number, from 1 on, and the sector's
-_PER_SECTOR = SECTOR // _STAMP.size
 _ZEROS = bytes(SECTOR)
 
 
@@ -67,11 +65,16 @@ class Write:
         if not self.number:
             return bytes(self.count * SECTOR)
         sectors = range(self.sector, self.sector + self.count)
-        return b"".join(_STAMP.pack(self.number, sector) * _PER_SECTOR for sector in sectors)
+        return b"".join(_filled(self.number, sector) for sector in sectors)
 
     def __repr__(self) -> str:
         what = f"write {self.number}" if self.number else "discard"
         return f"<{what} of {self.count} at {self.sector}, from {self.start} to {self.end}>"
+
+
+def _filled(number: int, sector: int) -> bytes:
+    """A sector as a write fills it: the write's number, which is from 1 on, and the sector's, over and over."""
+    return (number.to_bytes(8, sys.byteorder) + sector.to_bytes(8, sys.byteorder)) * (SECTOR // 16)
 
 
 class _Read:
@@ -141,8 +144,9 @@ class Model:
         return write
 
     def _judge(self, read: _Read, sector: int, before: tuple[Write, ...], data: bytes) -> None:
-        number, place = _STAMP.unpack_from(data)
-        if data == (_STAMP.pack(number, sector) * _PER_SECTOR if number else _ZEROS):
+        words = memoryview(data).cast("Q")
+        number, place = words[:2]
+        if data == (_filled(number, sector) if number else _ZEROS):
             for write in before:
                 if write.number == number:
                     if before is self._may_be[sector] and len(before) > 1 and all(w.end is not None for w in before):
@@ -150,7 +154,7 @@ class Model:
                     return
         since = [w for w in self._log if w.start > read.start and w.sector <= sector < w.sector + w.count]
         allowed = {w.number: w for w in (*before, *since)}
-        pieces = set(_STAMP.iter_unpack(data))
+        pieces = set(zip(words[::2], words[1::2], strict=True))
         known = all(found in allowed and at == (sector if found else 0) for found, at in pieces)
         if known and (len(pieces) == 1 or len(allowed) > 1):
             return
