@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
@@ -21,7 +23,7 @@ from lab.dom0.xl import xl
 
 __all__ = ["CommandDisk", "Disk", "LinuxDisk", "QemuDisk", "XlDisk", "python_disk", "vdev_number"]
 
-INITIALISING, CONNECTED, CLOSING, CLOSED = "1", "4", "5", "6"
+INITIALISING, WAITING, CONNECTED, CLOSING, CLOSED = "1", "2", "4", "5", "6"
 """States of Xen public/io/xenbus.h."""
 
 _QEMU = "/usr/libexec/xen-qemu-system-i386"
@@ -73,9 +75,18 @@ class Disk:
 
     def plug(self, timeout: float = 30) -> None:
         """Offer the disk; returns when both ends are connected, so the guest's front end must be there."""
+        self.begin()
+        self.wait_connected(timeout)
+
+    def offer(self, timeout: float = 30) -> None:
+        """As `plug`, for a front end that comes later: returns when the back end waits for one."""
+        self.begin()
+        xenstore_wait(f"{self.back}/state", lambda value: value == WAITING, timeout, f"{self!r} is not offered")
+
+    def begin(self) -> None:
+        """Make what there has to be, nodes last."""
         self.prepare()
         self.write_nodes()
-        self.wait_connected(timeout)
 
     def unplug(self, timeout: float = 30) -> None:
         """Take the disk away as `xl block-detach` does. The guest is not asked: a mounted disk goes too."""
@@ -241,10 +252,22 @@ class CommandDisk(Disk):
         self._said: IO[bytes] | None = None
 
     def plug(self, timeout: float = 30) -> None:
+        with self._complaints():
+            super().plug(timeout)
+
+    def offer(self, timeout: float = 30) -> None:
+        with self._complaints():
+            super().offer(timeout)
+
+    def begin(self) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until the next one
         self._process = subprocess.Popen(shlex.split(self.command), stdout=self._said, stderr=self._said)
+
+    @contextmanager
+    def _complaints(self) -> Iterator[None]:
+        """Say what the command said where it is waited for in vain."""
         try:
-            self.wait_connected(timeout)
+            yield
         except TimeoutError as error:
             raise TimeoutError(f"{error}; {self.command!r} said: {self.said()}") from None
 
