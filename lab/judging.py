@@ -17,8 +17,8 @@ from lab.releases import Release
 
 __all__ = ["judge"]
 
-_SECONDS = 900
-_LONG_SECONDS = 2400
+_SECONDS = 1500
+_LONG_SECONDS = 3000
 
 
 def judge(releases: list[Release], *, long: bool = False) -> int:

@@ -1,7 +1,8 @@
 """Disks for xengrant's front end, in a guest that has not loaded Linux's; and 200 random requests at a time.
 
-Against dom0's xen-blkback, which nobody here wrote, and against the project's back end. In the end the guest loads
-Linux's front end, for random requests to the project's back end. `--random S` has them take so many seconds each.
+Against dom0's xen-blkback, which nobody here wrote, and against the project's back end: "linux" and "python" go through
+all checks, "random" asks the project's for random requests only. For "blkfront", which comes last, the guest loads
+Linux's front end and has that ask. `--random S` has random requests take so many seconds each, S/3 with xen-blkback.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from lab.dom0.disks import Disk, LinuxDisk, python_disk
 from lab.dom0.xl import XlError
 
 MAKERS: dict[str, Callable[..., Disk]] = {"linux": LinuxDisk, "python": python_disk}
+BACK_ENDS = ("linux", "random", "blkfront")
+"""By default: all checks with Linux's, of the project's own only random requests, by both front ends. blkfront is last:
+the guest keeps it."""
+
 CHECKS = (
     checks.info_is_right,
     checks.tool_copies_bytes,
@@ -36,17 +41,19 @@ IMAGE = Path("/run/disk.img")
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("back_ends", nargs="*", metavar="BACK-END", help=f"of {', '.join(MAKERS)} and blkfront")
+    parser.add_argument("back_ends", nargs="*", metavar="WHICH", help=f"of {', '.join(MAKERS)}, random, blkfront")
     parser.add_argument("--check", action="append", help="only the checks of this name")
     parser.add_argument("--random", type=int, default=30, metavar="S", help="seconds of random requests (default 30)")
     options = parser.parse_args()
     judge = Judge(options.check)
     with Guest.create("front", memory=384, files=checks.FILES) as guest:
-        for name in options.back_ends or MAKERS:
+        for name in options.back_ends or BACK_ENDS:
             if name in MAKERS:
                 with_xengrants_front_end(guest, name, judge, options.random)
-        if not options.back_ends or "blkfront" in options.back_ends:
-            with_linuxs_front_end(guest, judge, options.random)
+            elif name == "random":
+                with_new_disk(guest, "python", judge, checks.random_requests(options.random), RANDOM_SIZE)
+            else:
+                with_linuxs_front_end(guest, judge, options.random)
     print(f"block_front: {len(judge.failed)} failed{': ' + ', '.join(judge.failed) if judge.failed else ''}")
     return 1 if judge.failed else 0
 
@@ -78,6 +85,7 @@ class Judge:
 def with_xengrants_front_end(guest: Guest, name: str, judge: Judge, seconds: int) -> None:
     for check in CHECKS:
         with_new_disk(guest, name, judge, check, SIZE)
+    seconds = seconds // 3 if name == "linux" else seconds
     with_new_disk(guest, name, judge, checks.random_requests(seconds), RANDOM_SIZE)
 
 
