@@ -170,6 +170,7 @@ GOOD = (blkif.READ, 0, (10, WHOLE))
         (blkif.READ, 0, (13, WHOLE)),
         (blkif.READ, 0, (10, WHOLE), (0, WHOLE)),
         (blkif.READ, 0, (10, blkif.span(3, 2))),
+        (blkif.READ, 0, (10, WHOLE), (10, blkif.span(3, 2))),
         (blkif.READ, 0, (10, blkif.span(0, 8))),
         (blkif.READ, 0, (10, blkif.span(255, 255))),
         (blkif.READ, SECTORS - 7, (10, WHOLE)),
@@ -208,7 +209,7 @@ def test_what_is_not_usual_is_left_alone_and_all_before_it_answered(ring: Ring, 
     ids=str,
 )
 def test_an_indirect_request_that_is_not_usual_is_left_alone(ring: Ring, case: dict) -> None:  # type: ignore[type-arg]
-    ring.page(TABLE)[:] = _packed(tuple([(10, WHOLE)] * 512))
+    ring.page(TABLE)[:] = _packed(tuple([(10, blkif.span(0, 0))] * 512))
     refs = case.pop("refs", (10, 11))
     good = {"operation": blkif.READ, "sector": 0, "count": 2, "table": TABLE}
     segments = [(ref, WHOLE) for ref in refs]
@@ -218,6 +219,15 @@ def test_an_indirect_request_that_is_not_usual_is_left_alone(ring: Ring, case: d
     ring.serve()
     assert ring.place == (1, 3, 1)
     assert OUTSIDE not in ring.pages
+
+
+def test_what_is_left_alone_leaves_its_neighbour_whole(ring: Ring) -> None:
+    """Their pages are neighbours, too, and joined before it is known that the second ends beyond the disk."""
+    ring.push(ring.rw(blkif.READ, 48, (10, WHOLE)), ring.rw(blkif.READ, 56, (11, WHOLE), (12, WHOLE)))
+    ring.serve()
+    assert ring.place[0] == 1
+    assert ring.page(10) == bytes(range(256)) * 16
+    assert not any(ring.page(11))
 
 
 def test_tables_of_several_pages_are_read(ring: Ring) -> None:

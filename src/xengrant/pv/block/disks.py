@@ -101,7 +101,8 @@ class _Copying:
 class File:
     """A raw image, or a block device. `with` closes it.
 
-    `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
+    Where the front end's pages stay mapped, requests are done on its descriptor without Python; those of a subclass
+    never. `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
     `OSError` where it cannot be opened. Threads: any call from any thread.
     """
 
