@@ -34,7 +34,7 @@ test -b "$device" && xenstore-write "$XENBUS_PATH/physical-device-path" "$device
     "$XENBUS_PATH/physical-device" "$(stat -c %t:%T "$device")"
 xenstore-write "$XENBUS_PATH/hotplug-status" connected
 """
-_SERVE = "{python} -m xengrant block serve {image} --to {domid} --vdev {vdev} --backend-directory {directory}"
+_SERVE = "{python} -m xengrant block serve {image} --to {domid} --vdev {vdev} --backend {directory}"
 
 
 def vdev_number(vdev: str) -> int:
