@@ -30,6 +30,7 @@ def main() -> int:
 
     test = commands.add_parser("test", help="run lab/jobs/all.py, every job that judges, in both labs at once")
     test.add_argument("--release", choices=[*RELEASES, "all"], default="all")
+    test.add_argument("--long", action="store_true", help="the jobs that take minutes instead")
 
     shell = commands.add_parser("shell", help="a shell in dom0 on this terminal")
     shell.add_argument("--release", choices=RELEASES, default="bookworm")
@@ -47,7 +48,7 @@ def main() -> int:
         from lab import run as runs
 
         if options.command == "test":
-            return judging.judge(_chosen(options.release))
+            return judging.judge(_chosen(options.release), long=options.long)
         release = RELEASES[options.release]
         if options.command == "shell":
             return runs.shell(release, options.guest or release.guest, qemu=options.qemu)

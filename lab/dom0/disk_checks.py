@@ -16,11 +16,14 @@ from lab.dom0.disks import Disk, vdev_number
 from lab.dom0.guest import Guest
 
 __all__ = [
+    "SAME_LINKS",
     "bytes_stay_in_their_place",
+    "digest",
     "discard_punches_holes",
     "files_survive",
     "has_partitions",
     "is_read_only",
+    "kernel_has_no_complaint",
     "prepare",
     "unplug_while_mounted",
     "wait_for_disk",
@@ -44,7 +47,7 @@ with open(device, "wb", buffering=0) as disk:
 print(digest.hexdigest())
 """
 
-_SAME_LINKS = """
+SAME_LINKS = """
 import os, sys
 def links(top):
     files = (file for place, *_ in os.walk(top) for file in os.scandir(place))
@@ -54,9 +57,10 @@ assert one and one == two, {name: target for name, target in one.items() if two.
 """
 
 
-def prepare(guest: Guest) -> None:
-    """Load Linux's own front end, and ext4 with the checksum that it would ask for by its alias."""
-    guest.check("modprobe -a xen-blkfront crc32c_generic ext4 && mkdir -p /mnt/disk")
+def prepare(guest: Guest, **parameters: int) -> None:
+    """Load Linux's own front end with its `parameters`, and ext4 with the checksum it would ask for by its alias."""
+    words = "".join(f" {name}={value}" for name, value in parameters.items())
+    guest.check(f"modprobe xen-blkfront{words} && modprobe -a crc32c_generic ext4 && mkdir -p /mnt/disk")
 
 
 def wait_for_disk(guest: Guest, disk: Disk, timeout: float = 30) -> int:
@@ -85,11 +89,11 @@ def files_survive(guest: Guest, disk: Disk) -> str:
         "e2fsck": f"e2fsck -fn {device}",
         "mount": f"mount -t ext4 -o ro {device} /mnt/disk",
         "compare": "cd /mnt/disk/usr && sha256sum -cs /run/sums",
-        "links": f"python3 - /usr /mnt/disk/usr <<'END'\n{_SAME_LINKS}\nEND",
+        "links": f"python3 - /usr /mnt/disk/usr <<'END'\n{SAME_LINKS}\nEND",
         "umount again": "umount /mnt/disk",
     }
     times, said = [], {}
-    with _kernel_has_no_complaint(guest):
+    with kernel_has_no_complaint(guest):
         for name, script in steps.items():
             started = time.monotonic()
             said[name] = guest.check(script, _LONG).strip()
@@ -106,7 +110,7 @@ def bytes_stay_in_their_place(guest: Guest, disk: Disk) -> str:
     device = f"/dev/{disk.vdev}"
     written = guest.check(f"python3 - {device} {size} place <<'END'\n{_WRITE_PATTERN}\nEND", _LONG).strip()
     guest.check(f"blockdev --flushbufs {device}")
-    assert _digest(disk, 0, size) == written, "the image has other bytes than the guest wrote"
+    assert digest(disk, 0, size) == written, "the image has other bytes than the guest wrote"
     script = f"dd if={device} iflag=direct bs=1M count={size // _MIB} status=none | sha256sum"
     assert guest.check(script, _LONG).split()[0] == written, "the guest reads other bytes than it wrote"
     return f"{size // _MIB} MiB"
@@ -131,12 +135,12 @@ def discard_punches_holes(guest: Guest, disk: Disk) -> str:
     guest.check(f"python3 - {device} {size} discard <<'END'\n{_WRITE_PATTERN}\nEND", _LONG)
     guest.check(f"blockdev --flushbufs {device}")
     around = [(0, first), (first + length, size - first - length)]
-    before = [_digest(disk, *each) for each in around]
+    before = [digest(disk, *each) for each in around]
     used = disk.image.stat().st_blocks * 512
     guest.check(f"blkdiscard -o {first} -l {length} {device}")
     freed = used - disk.image.stat().st_blocks * 512
     assert freed == length, f"{freed} bytes of the image were freed, not {length}"
-    assert [_digest(disk, *each) for each in around] == before, "bytes beside the discarded ones changed"
+    assert [digest(disk, *each) for each in around] == before, "bytes beside the discarded ones changed"
     count = length // _MIB
     script = f"dd if={device} iflag=direct bs=1M skip={first // _MIB} count={count} status=none | sha256sum"
     read = guest.check(script, _LONG).split()[0]
@@ -147,7 +151,7 @@ def discard_punches_holes(guest: Guest, disk: Disk) -> str:
 def is_read_only(guest: Guest, disk: Disk) -> str:
     """A read-only disk with a file system on it: readable and mountable so, not writable, whatever the guest tries."""
     device = f"/dev/{disk.vdev}"
-    before = _digest(disk, 0, disk.image.stat().st_size)
+    before = digest(disk, 0, disk.image.stat().st_size)
     assert guest.check(f"blockdev --getro {device}").strip() == "1", "the guest takes the disk for a writable one"
     tries = {
         "write": f"dd if=/dev/zero of={device} bs=4096 count=1 oflag=direct status=none",
@@ -161,7 +165,7 @@ def is_read_only(guest: Guest, disk: Disk) -> str:
     guest.run("umount /mnt/disk")
     guest.check(f"mount -t ext4 -o ro {device} /mnt/disk")
     files = guest.check("find /mnt/disk -type f | wc -l; umount /mnt/disk").strip()
-    assert _digest(disk, 0, disk.image.stat().st_size) == before, "the image of a read-only disk changed"
+    assert digest(disk, 0, disk.image.stat().st_size) == before, "the image of a read-only disk changed"
     return f"{len(tries)} tries refused, {files} files read"
 
 
@@ -170,7 +174,7 @@ def unplug_while_mounted(guest: Guest, disk: Disk) -> str:
     device = f"/dev/{disk.vdev}"
     guest.check(f"mke2fs -q -F -t ext4 {device} && mount -t ext4 {device} /mnt/disk")
     guest.check("echo kept > /mnt/disk/kept && sync")
-    with _kernel_has_no_complaint(guest):
+    with kernel_has_no_complaint(guest):
         # Over and over the same megabyte, so that the disk is never full.
         write = "dd if=/dev/zero of=/mnt/disk/busy bs=64k count=16 oflag=direct conv=notrunc status=none"
         writer = guest.start(f"while {write}; do :; done; {write}")
@@ -193,20 +197,21 @@ def unplug_while_mounted(guest: Guest, disk: Disk) -> str:
     return f"unplugged in {taken:.2f} s; {failed.output.strip().splitlines()[-1]}"
 
 
-def _digest(disk: Disk, begin: int, length: int) -> str:
-    digest = hashlib.sha256()
+def digest(disk: Disk, begin: int, length: int) -> str:
+    """The checksum of `length` bytes of the image from `begin` on."""
+    found = hashlib.sha256()
     with open(disk.image, "rb") as image:
         image.seek(begin)
         while length:
             block = image.read(min(length, _MIB))
             assert block, f"{disk.image} is {length} bytes shorter than what was asked for"
-            digest.update(block)
+            found.update(block)
             length -= len(block)
-    return digest.hexdigest()
+    return found.hexdigest()
 
 
 @contextmanager
-def _kernel_has_no_complaint(guest: Guest) -> Iterator[None]:
+def kernel_has_no_complaint(guest: Guest) -> Iterator[None]:
     """Fail where the guest's kernel finds faults in itself, or gives its front end up for good.
 
     Errors of a disk and its file system are no such faults; nor is a warning from elsewhere: under emulation the kernel

@@ -12,6 +12,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
@@ -21,7 +23,7 @@ from lab.dom0.xl import xl
 
 __all__ = ["CommandDisk", "Disk", "LinuxDisk", "QemuDisk", "XlDisk", "python_disk", "vdev_number"]
 
-INITIALISING, CONNECTED, CLOSING, CLOSED = "1", "4", "5", "6"
+INITIALISING, WAITING, CONNECTED, CLOSING, CLOSED = "1", "2", "4", "5", "6"
 """States of Xen public/io/xenbus.h."""
 
 _QEMU = "/usr/libexec/xen-qemu-system-i386"
@@ -73,9 +75,18 @@ class Disk:
 
     def plug(self, timeout: float = 30) -> None:
         """Offer the disk; returns when both ends are connected, so the guest's front end must be there."""
+        self.begin()
+        self.wait_connected(timeout)
+
+    def offer(self, timeout: float = 30) -> None:
+        """As `plug`, for a front end that comes later: returns when the back end waits for one."""
+        self.begin()
+        xenstore_wait(f"{self.back}/state", lambda value: value == WAITING, timeout, f"{self!r} is not offered")
+
+    def begin(self) -> None:
+        """Make what there has to be, nodes last."""
         self.prepare()
         self.write_nodes()
-        self.wait_connected(timeout)
 
     def unplug(self, timeout: float = 30) -> None:
         """Take the disk away as `xl block-detach` does. The guest is not asked: a mounted disk goes too."""
@@ -144,23 +155,23 @@ class LinuxDisk(Disk):
 
     def __init__(self, domid: int, image: Path, vdev: str = "xvdb", *, read_only: bool = False) -> None:
         super().__init__(domid, image, vdev, read_only=read_only)
-        self._loop = ""
+        self._device = ""
 
     def prepare(self) -> None:
         subprocess.run(["modprobe", "-a", "loop", "xen-blkback"], check=True)
         options = ["--read-only"] if self.read_only else []
         command = ["losetup", "--find", "--show", *options, str(self.image)]
-        self._loop = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        self._device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     def own_nodes(self) -> dict[str, object]:
-        device = os.stat(self._loop).st_rdev
+        device = os.stat(self._device).st_rdev
         physical = f"{os.major(device):x}:{os.minor(device):x}"
-        return {"type": "phy", "params": self._loop, "physical-device": physical, "hotplug-status": "connected"}
+        return {"type": "phy", "params": self._device, "physical-device": physical, "hotplug-status": "connected"}
 
     def release(self) -> None:
-        if self._loop:
-            subprocess.run(["losetup", "--detach", self._loop], check=True)
-            self._loop = ""
+        if self._device:
+            subprocess.run(["losetup", "--detach", self._device], check=True)
+            self._device = ""
 
 
 class XlDisk(LinuxDisk):
@@ -175,7 +186,7 @@ class XlDisk(LinuxDisk):
         script.chmod(0o755)
         access = "ro" if self.read_only else "rw"
         # The target comes last: it swallows what follows.
-        disk = f"vdev={self.vdev},format=raw,access={access},script={script.name},target={self._loop}"
+        disk = f"vdev={self.vdev},format=raw,access={access},script={script.name},target={self._device}"
         xl("block-attach", str(self.domid), disk, timeout=timeout)
         self.wait_connected(timeout)
 
@@ -238,12 +249,25 @@ class CommandDisk(Disk):
             python=sys.executable, image=image, domid=domid, vdev=vdev, directory=self.directory
         )
         self._process: subprocess.Popen[bytes] | None = None
-        self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - as long as this object
+        self._said: IO[bytes] | None = None
 
     def plug(self, timeout: float = 30) -> None:
+        with self._complaints():
+            super().plug(timeout)
+
+    def offer(self, timeout: float = 30) -> None:
+        with self._complaints():
+            super().offer(timeout)
+
+    def begin(self) -> None:
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until the next one
         self._process = subprocess.Popen(shlex.split(self.command), stdout=self._said, stderr=self._said)
+
+    @contextmanager
+    def _complaints(self) -> Iterator[None]:
+        """Say what the command said where it is waited for in vain."""
         try:
-            self.wait_connected(timeout)
+            yield
         except TimeoutError as error:
             raise TimeoutError(f"{error}; {self.command!r} said: {self.said()}") from None
 
@@ -268,11 +292,21 @@ class CommandDisk(Disk):
         self.kill()
         super().close()
 
+    def wait(self, timeout: float = 60) -> int:
+        """Wait until the command ends by itself; its exit status."""
+        assert self._process is not None, f"{self!r} has no process"
+        status = self._process.wait(timeout)
+        self._process = None
+        return status
+
     def said(self) -> str:
-        return os.pread(self._said.fileno(), 1 << 20, 0).decode(errors="replace")
+        """What the process that runs, or ran last, has printed."""
+        return "" if self._said is None else os.pread(self._said.fileno(), 1 << 20, 0).decode(errors="replace")
 
 
-def python_disk(domid: int, image: Path, vdev: str = "xvdb", *, read_only: bool = False) -> CommandDisk:
-    """The project's own back end."""
-    command = _SERVE + (" --read-only" if read_only else "")
+def python_disk(
+    domid: int, image: Path, vdev: str = "xvdb", *, read_only: bool = False, options: str = ""
+) -> CommandDisk:
+    """The project's own back end: the tool, with more `options`."""
+    command = f"{_SERVE} {options}" + (" --read-only" if read_only else "")
     return CommandDisk(domid, image, vdev, read_only=read_only, command=command)

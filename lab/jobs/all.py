@@ -1,4 +1,7 @@
-"""What `make test-xen` runs in each lab, in one boot: every job that judges, or those named, one after the other."""
+"""What `make test-xen` runs in each lab, in one boot: every job that judges, or those named, one after the other.
+
+With --long it is what `make test-xen-long` runs: jobs that take minutes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-jobs = sys.argv[1:] or ["suite", "table", "tool", "cycles", "vchan", "proxy"]
+JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults"]
+LONG_JOBS = ["block_faults --long", "block linux xl python"]
+
+jobs = LONG_JOBS if sys.argv[1:] == ["--long"] else sys.argv[1:] or JOBS
 
 failed = []
 for job in jobs:
     started = time.monotonic()
     print(f"--- {job}", flush=True)
-    status = subprocess.run([sys.executable, str(Path(__file__).with_name(f"{job}.py"))], check=False).returncode
+    name, *arguments = job.split()
+    script = str(Path(__file__).with_name(f"{name}.py"))
+    status = subprocess.run([sys.executable, script, *arguments], check=False).returncode
     print(f"--- {job} {'failed' if status else 'passed'} in {time.monotonic() - started:.0f} s", flush=True)
     if status:
         failed.append(job)

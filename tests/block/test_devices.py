@@ -46,6 +46,21 @@ async def test_a_disk_is_read_and_written(
 
 
 @looped
+async def test_a_front_end_comes_again_with_other_rings(machine: Machine) -> None:
+    disk = block.Memory(1 << 20)
+    async with bus(machine, disk) as served, made(machine):
+        for number, (rings, order) in enumerate([(1, 2), (2, 0), (1, 0), (2, 1), (1, 0)]):
+            async with attached(machine, block.Use(rings=rings, ring_order=order)) as front:
+                data = random.Random(number).randbytes(1 << 18)
+                await front.write(0, data)
+                assert await front.read(0, 512) == data
+                backend = served.devices[1, str(HANDLE)]._backend
+                assert isinstance(backend, block.BlockBackend)
+                assert backend.rings == rings
+        assert disk.data[: len(data)] == data
+
+
+@looped
 async def test_what_is_offered_is_what_the_front_end_gets(machine: Machine) -> None:
     offer = block.Offer(writable=False, sector_size=4096, physical_sector_size=8192, max_segments=16, info=1)
     async with plugged(machine, block.Memory(10000), offer) as (front, _):

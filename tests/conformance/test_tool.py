@@ -44,6 +44,11 @@ def test_alone_it_runs_on_a_machine_of_its_own_with_both_lifetimes() -> None:
     assert lines[-1] == "2 passed, 0 failed, 0 skipped"
 
 
+def test_several_patterns_choose_the_cases_of_each() -> None:
+    listed = selftest("-k", "share.close_twice", "-k", "munmap_alone", "--list", "--json").stdout.splitlines()
+    assert [json.loads(line)["case"] for line in listed] == ["lifetime.munmap_alone", "share.close_twice"]
+
+
 def test_with_a_peer_its_agent_runs_the_other_halves(machine: Machine) -> None:
     done = selftest("--url", machine.url(0), "--peer", "1", "-k", "share.close", "--json")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -49,7 +49,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--agent", action="store_true", help="serve the halves of a runner in --peer (default 0)")
     parser.add_argument("--peer", metavar="DOMID", type=arguments.number, help="the domain of the other half")
-    parser.add_argument("-k", metavar="PATTERN", dest="pattern", help="only cases whose name or title has PATTERN")
+    parser.add_argument(
+        "-k",
+        metavar="PATTERN",
+        dest="patterns",
+        action="append",
+        default=[],
+        help="only cases whose name or title has PATTERN, or that of another -k",
+    )
     parser.add_argument(
         "--except", metavar="NAME,...", dest="without", default="", help="leave out these cases, by their whole names"
     )
@@ -95,13 +102,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.record:
         return _record(args.record)
-    cases = _chosen(args.pattern, set(args.without.split(",")))
+    cases = _chosen(args.patterns, set(args.without.split(",")))
     if args.list:
         return _list(args, cases)
     if args.agent:
         return _serve(args)
     if not cases:
-        output.say(f"no case has {args.pattern!r} in its name or title")
+        output.say(f"no case has {' or '.join(map(repr, args.patterns))} in its name or title")
         return 1
     results = _Results(args, len(cases))
     try:
@@ -149,9 +156,9 @@ class _Results:
         return 1 if any(result.outcome == "failed" for result in self._results) else 0
 
 
-def _chosen(pattern: str | None, without: set[str]) -> list[Case]:
-    wanted = (pattern or "").lower()
-    found = (case for case in all_cases() if wanted in case.name or wanted in case.title.lower())
+def _chosen(patterns: list[str], without: set[str]) -> list[Case]:
+    wanted = [pattern.lower() for pattern in patterns] or [""]
+    found = (case for case in all_cases() if any(each in case.name or each in case.title.lower() for each in wanted))
     return [case for case in found if case.name not in without]
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Nodes", "Value", "write_nodes"]
 
-Value: TypeAlias = str | int | bool
-"""What a node can be given: text, a decimal number, or a flag that is 1 or 0."""
+Value: TypeAlias = str | int | bool | None
+"""What a node can be given: text, a decimal number, a flag that is 1 or 0; or None, which removes it."""
 
 _MAX_TEXT = 1024  # bytes: paths, names of protocols, parameters
 _MAX_DIGITS = 20  # of 64 bits
@@ -122,4 +122,8 @@ class Nodes:
 async def write_nodes(transaction: AsyncTransaction, path: str, nodes: Mapping[str, Value]) -> None:
     """Write the nodes below `path`, each inheriting the permissions of the one above it."""
     for name, value in nodes.items():
-        await transaction.write(f"{path}/{name}", str(int(value)) if isinstance(value, int) else value)
+        if value is None:
+            if await transaction.exists(f"{path}/{name}"):
+                await transaction.rm(f"{path}/{name}")
+        else:
+            await transaction.write(f"{path}/{name}", str(int(value)) if isinstance(value, int) else value)

@@ -162,11 +162,13 @@ class BlockFrontend(pv.Frontend):
         layout = blkif.LAYOUTS[use.protocol]
         gntshr = connection.enter(connection.domain.gntshr())
         handle = await connection.nodes.number("virtual-device", default=0)
-        nodes: dict[str, Value] = {"protocol": use.protocol, "feature-persistent": use.persistent}
-        if order:
-            nodes["ring-page-order"] = order
-        if rings > 1:
-            nodes["multi-queue-num-queues"] = rings
+        nodes: dict[str, Value] = {
+            "protocol": use.protocol,
+            "feature-persistent": use.persistent,
+            # One that an earlier connection left would have the back end map refs that are other pages' by now.
+            "ring-page-order": order or None,
+            "multi-queue-num-queues": rings if rings > 1 else None,
+        }
         queues = []
         for number in range(rings):
             prefix = f"queue-{number}/" if rings > 1 else ""
