@@ -64,22 +64,23 @@ def serve_turn(channel: Vchan, kind: str, data: memoryview, count: int) -> None:
 
 
 def drive(channel: Vchan) -> None:
+    buffer = memoryview(bytearray(MOST))
     for line in sys.stdin:
         kind, size, count = line.split()[0], *map(int, line.split()[1:])
         channel.write(REQUEST.pack(KINDS.index(kind), size, count))
         channel.recv(1)
         before = usage()
         started = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        drive_turn(channel, kind, size, count)
+        drive_turn(channel, kind, buffer[:size], count)
         taken = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - started
         mine = since(before)
         channel.write(b"!")
         print(taken, *mine, *USAGE.unpack(channel.recv(USAGE.size)), flush=True)
 
 
-def drive_turn(channel: Vchan, kind: str, size: int, count: int) -> None:
+def drive_turn(channel: Vchan, kind: str, buffer: memoryview, count: int) -> None:
+    size = len(buffer)
     if kind == "stream":
-        buffer = memoryview(bytearray(size))
         left = size * count
         while left:
             left -= channel.readinto(buffer[:left])
@@ -87,9 +88,8 @@ def drive_turn(channel: Vchan, kind: str, size: int, count: int) -> None:
         for _ in range(count):
             channel.recv(size)
     elif kind == "large":
-        message = bytearray(size)
         for _ in range(count):
-            channel.fill(message)
+            channel.fill(buffer)
     else:
         ball = b"x" * size
         for _ in range(count):

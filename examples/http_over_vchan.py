@@ -9,6 +9,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Coroutine
 
 import aiohttp
 from aiohttp import web
@@ -84,14 +85,23 @@ def demo() -> None:
             server.wait()
 
 
+def run(end: Coroutine[None, None, None]) -> None:
+    try:
+        asyncio.run(end)
+    except (xengrant.GrantError, OSError, aiohttp.ClientError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 def main() -> None:
     match sys.argv[1:]:
         case []:
             demo()
-        case ["serve", peer]:
-            asyncio.run(serve(int(peer)))
-        case ["get", peer, path]:
-            asyncio.run(get(int(peer), path))
+        case ["serve", peer] if peer.isdecimal():
+            run(serve(int(peer)))
+        case ["get", peer, path] if peer.isdecimal():
+            run(get(int(peer), path))
         case _:
             sys.exit(__doc__)
 

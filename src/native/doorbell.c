@@ -3,6 +3,9 @@
  *
  * Any number of threads wait: whoever comes first polls and takes the event for all (it leads), the others follow, and
  * every event has all of them look. `changes` counts whatever has them look, so nothing is lost between a look and a wait.
+ *
+ * What every hand-over calls it calls by syscall(): libc's own read and write look whether to be a cancellation point
+ * once there are threads, and lie in pages of their own.
  */
 
 #include "native.h"
@@ -90,7 +93,7 @@ static int HOT
 take_kernel_events(Doorbell *self, int bell)
 {
     uint32_t ports[64];
-    ssize_t size = read(bell, ports, sizeof(ports));
+    ssize_t size = syscall(SYS_read, bell, ports, sizeof(ports));
     if (size < 0 && errno != EFBIG)
         return errno;
     if (size < 0) { /* more events than the ring holds: it is emptied, and our port counts as rung */
@@ -98,8 +101,7 @@ take_kernel_events(Doorbell *self, int bell)
         ports[0] = self->port;
         size = sizeof(ports[0]);
     }
-    ssize_t written = write(bell, ports, (size_t)size);
-    (void)written; /* nothing is wrong with a port but that it is closed, which its owner knows */
+    syscall(SYS_write, bell, ports, (size_t)size); /* nothing is wrong with a port but that it is closed, which its owner knows */
     for (ssize_t i = 0; i < size / (ssize_t)sizeof(ports[0]); i++)
         if (ports[i] == self->port)
             __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
@@ -306,7 +308,7 @@ ring_bell(Doorbell *self)
     int error = 0;
     if (self->is_kernels) {
         struct ioctl_evtchn_notify notify = {.port = self->port};
-        error = ioctl(bell, IOCTL_EVTCHN_NOTIFY, &notify) < 0 ? errno : 0;
+        error = syscall(SYS_ioctl, bell, IOCTL_EVTCHN_NOTIFY, &notify) < 0 ? errno : 0;
     } else
         /* No room: an event is pending there already. Shut down: nobody is there, which is no error. */
         send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -8,8 +8,8 @@
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
  * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
  * whole grant tables; ring.c has the two ends of a ring of bytes, ring_wait.c their waits, doorbell.c the port that they
- * wait on, and watchdog.c the end of waits that have none; stream.c is both ends of a vchan together. native.h is what
- * the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
+ * wait on, and watchdog.c the end of waits that have none; stream.c is both ends of a vchan together; block.c serves the
+ * ring of a block device. native.h is what the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
  * in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
@@ -110,6 +110,7 @@ native_exec(PyObject *module)
         add_type(module, "RingReader", &reader_spec, &state->reader) < 0 ||
         add_type(module, "RingWriter", &writer_spec, &state->writer) < 0 ||
         add_type(module, "Stream", &stream_spec, NULL) < 0 ||
+        add_type(module, "BlockServer", &block_spec, NULL) < 0 ||
         PyModule_AddObjectRef(module, "Held", held) < 0)
         return -1;
     return PyModule_AddObjectRef(module, "Mapping", mapping);

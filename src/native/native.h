@@ -202,6 +202,8 @@ int is_ring(PyObject *object, int writes);
 
 extern PyType_Spec stream_spec; /* stream.c */
 
+extern PyType_Spec block_spec; /* block.c */
+
 extern PyType_Spec reader_spec;
 extern PyType_Spec writer_spec;
 

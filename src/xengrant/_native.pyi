@@ -148,6 +148,26 @@ class Stream:
     def readinto(self, buffer: Buffer, timeout: float | None = None) -> int: ...
     def fill(self, buffer: Buffer, timeout: float | None = None) -> int: ...
 
+@final
+class BlockServer:
+    def __new__(
+        cls, ring: Buffer, entries: int, entry_size: int, tail: int, doorbell: Doorbell, file: Descriptor, /
+    ) -> Self: ...
+    def keep(self, refs: tuple[int, ...], pages: Buffer, /) -> None: ...
+    def forget(self, /) -> None: ...
+    def serve(
+        self,
+        place: tuple[int, int, int],
+        wakes: int,
+        sectors: int,
+        sector_size: int,
+        writable: bool,
+        max_segments: int,
+        /,
+    ) -> tuple[int, int, int, bool]: ...
+    @property
+    def counts(self) -> tuple[int, int, int, int, int, int, int]: ...
+
 class Mapping:
     def __new__(
         cls,

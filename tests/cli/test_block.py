@@ -72,9 +72,10 @@ def test_a_signal_unplugs(machine: Machine, user: Users, image: Path, number: si
 def test_looks_are_lines_of_json(user: Users, image: Path) -> None:
     server = serve(user(0), image)
     user(1).run("block", "attach", "0", "write", stdin=bytes(65536))
-    while (look := json.loads(server.line()))["written_bytes"] < 65536:
+    while not (look := json.loads(server.line()))["flushes"]:
         assert look["event"] == "stats"
     assert look["errors"] == 0
+    assert look["written_bytes"] == 65536
     assert look["flushes"] == 1
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from xengrant.abi import blkif
 from xengrant.errors import PeerClosed
 from xengrant.pv.block.counters import Counters
+from xengrant.pv.block.disks import descriptor
 from xengrant.pv.block.execution import execute
+from xengrant.pv.block.pages import KeptPages
 
 if TYPE_CHECKING:
-    from xengrant._native import Doorbell
+    from xengrant._native import BlockServer, Doorbell
     from xengrant.pv.block.disks import VectoredDisk
     from xengrant.pv.block.pages import Pages
     from xengrant.pv.block.requests import Reader, Request
@@ -52,10 +54,9 @@ class BackQueue:
         disk: VectoredDisk,
         *,
         ended: Callable[[Exception], object],
-        counters: Counters | None = None,
         name: str = "xengrant-block",
     ) -> None:
-        self.counters = counters or Counters()
+        self._counters = Counters()  # of what is done here
         self._ring = ring
         self._doorbell = doorbell
         self._pages = pages
@@ -63,7 +64,16 @@ class BackQueue:
         self._disk = disk
         self._ended = ended
         self._stopping = False
+        self._server = self._make_server()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def counters(self) -> Counters:
+        """Of all that was done, at this moment."""
+        counters = [self._counters]
+        if self._server is not None:
+            counters.append(Counters.of_server(self._server))
+        return Counters.sum(counters)
 
     def start(self) -> None:
         """Begin with what is not answered. Once."""
@@ -85,24 +95,49 @@ class BackQueue:
             self._doorbell.ring()  # a predecessor may have died between an answer and its event
             self._serve()
         except Exception as error:
-            self.counters.depth = 0
+            self._counters.depth = 0
             if not self._stopping:
                 self._ended(error)
         finally:
             self._pages.end()
 
+    def _make_server(self) -> BlockServer | None:
+        """What does the usual requests without Python: where pages are kept, and the disk is a file."""
+        file = descriptor(self._disk)
+        if file is None or not isinstance(self._pages, KeptPages):
+            return None
+        server = self._ring.server(self._doorbell, file)
+        self._pages.tell(server)
+        return server
+
     def _serve(self) -> None:
-        ring, doorbell = self._ring, self._doorbell
+        serve = self._serve_here if self._server is None else self._serve_usual
         while not self._stopping:
-            changes = doorbell.changes
-            entries = ring.take_requests()
-            if entries:
-                self._do(entries)
-            elif not ring.more_to_do() and doorbell.wait(changes, None) == _SILENCED and not self._stopping:
+            if not serve() and not self._stopping:
                 raise PeerClosed("no event can come on this ring's port any more")
 
+    def _serve_here(self) -> bool:
+        """Do what is there, or wait for more. False where no event can come."""
+        changes = self._doorbell.changes
+        if entries := self._ring.take_requests():
+            self._do(entries)
+        elif not self._ring.more_to_do():
+            return self._doorbell.wait(changes, None) != _SILENCED
+        return True
+
+    def _serve_usual(self) -> bool:
+        """Have what is usual done, for as long as there is nothing else; then do the rest."""
+        assert self._server is not None
+        wakes = self._doorbell.wakes
+        if self._stopping:
+            return True
+        more = self._ring.serve(self._server, self._reader.limits, wakes)
+        if entries := self._ring.take_requests():
+            self._do(entries)
+        return more
+
     def _do(self, entries: Sequence[bytes]) -> None:
-        self.counters.depth = len(entries)
+        self._counters.depth = len(entries)
         requests = list(map(self._reader.read, entries))
         indirect = [request for request in requests if request.tables]
         if indirect:
@@ -124,7 +159,7 @@ class BackQueue:
         self._count(batch)
 
     def _count(self, batch: Sequence[Request]) -> None:
-        counters = self.counters
+        counters = self._counters
         for request in batch:
             if request.status != blkif.RSP_OKAY:
                 counters.errors += 1

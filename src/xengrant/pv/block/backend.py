@@ -93,11 +93,11 @@ class BlockBackend(Backend):
         self._offer = offer or Offer()
         self._limits: Limits | None = None
         self._queues: list[BackQueue] = []
-        self._counters: list[Counters] = []
+        self._ended = Counters()  # of rings that there were
 
     @property
     def counters(self) -> Counters:
-        return Counters.sum(self._counters)
+        return Counters.sum([self._ended, *(queue.counters for queue in self._queues)])
 
     @property
     def rings(self) -> int:
@@ -150,17 +150,17 @@ class BlockBackend(Backend):
             pages = self._pages(gnttab, connection.otherend_id, persistent=persistent, order=order)
             queues.append(await self._queue(connection, prefix, order, reader, pages, number))
         self._queues = queues
-        self._counters += [queue.counters for queue in queues]
         for queue in queues:
             queue.start()
         return self._properties()
 
     async def disconnect(self, connection: Connection) -> None:
         """Stop after the requests that are being done; the others stay in the ring."""
-        queues, self._queues = self._queues, []
+        queues = self._queues
         for queue in queues:
             queue.stop()
         await asyncio.gather(*(asyncio.to_thread(queue.join) for queue in queues))
+        self._ended, self._queues = self.counters, []
 
     async def resize(self) -> None:
         """Tell the front end that the disk has another `size` than it had."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from xengrant._native import BlockServer
 
 __all__ = ["Counters"]
 
 
 @dataclass(slots=True)
 class Counters:
-    """Since the back end was made. `depth` is how many requests are there and not answered; bytes are of the disk.
-
-    Written by the queue's thread alone, read by any.
-    """
+    """Since the back end was made. `depth` is how many requests are there and not answered; bytes are of the disk."""
 
     reads: int = 0
     writes: int = 0
@@ -30,6 +30,19 @@ class Counters:
     def requests(self) -> int:
         """All that were answered, also with an error."""
         return self.reads + self.writes + self.flushes + self.discards + self.errors
+
+    @classmethod
+    def of_server(cls, server: BlockServer) -> Self:
+        reads, writes, flushes, errors, read_bytes, written_bytes, depth = server.counts
+        return cls(
+            reads=reads,
+            writes=writes,
+            flushes=flushes,
+            read_bytes=read_bytes,
+            written_bytes=written_bytes,
+            errors=errors,
+            depth=depth,
+        )
 
     @classmethod
     def sum(cls, counters: Iterable[Self]) -> Self:

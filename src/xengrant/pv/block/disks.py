@@ -15,12 +15,13 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, cast, runtime_checkable
 
+from xengrant._native import Descriptor
 from xengrant.errors import InterfaceClosed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Disk", "File", "Memory", "VectoredDisk", "vectored"]
+__all__ = ["Disk", "File", "Memory", "VectoredDisk", "descriptor", "vectored"]
 
 
 class Disk(Protocol):
@@ -64,6 +65,11 @@ def vectored(disk: Disk | VectoredDisk) -> VectoredDisk:
     return disk if isinstance(disk, VectoredDisk) else _Copying(disk)
 
 
+def descriptor(disk: Disk | VectoredDisk) -> Descriptor | None:
+    """The open file on which reads, writes and flushes may be done instead: that of a `File`, but of no subclass."""
+    return disk._descriptor if type(disk) is File else None
+
+
 class _Copying:
     """Any disk, as a `VectoredDisk`: what it gets to see is private memory."""
 
@@ -95,7 +101,8 @@ class _Copying:
 class File:
     """A raw image, or a block device. `with` closes it.
 
-    `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
+    Where the front end's pages stay mapped, requests are done on its descriptor without Python; those of a subclass
+    never. `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
     `OSError` where it cannot be opened. Threads: any call from any thread.
     """
 
@@ -103,6 +110,7 @@ class File:
         self.path = os.fspath(path)
         self.writable = writable
         self._fd = os.open(self.path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        self._descriptor = Descriptor(self._fd)  # which closes it once no call uses it
         try:
             kind = os.fstat(self._fd).st_mode
             if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -156,9 +164,9 @@ class File:
 
     def close(self) -> None:
         """A second time does nothing. No queue may be using it."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if not self.closed:
+            self._fd = -1
+            self._descriptor.close()
 
     def __enter__(self) -> Self:
         self._open()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xengrant.abi import blkif
@@ -17,6 +18,7 @@ from xengrant.errors import GrantError
 from xengrant.gnttab import Gnttab, Grant
 
 if TYPE_CHECKING:
+    from xengrant._native import BlockServer
     from xengrant.gnttab import Mapped
     from xengrant.pv.block.requests import Reader, Request
 
@@ -50,19 +52,29 @@ class Pages(abc.ABC):
         return self._gnttab.map([Grant(self._domid, ref) for ref in refs], writable=writable)
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Pages that were mapped at once, and are unmapped at once."""
+
+    whole: memoryview
+    pages: dict[int, memoryview]  # by ref
+
+
 class KeptPages(Pages):
     """Pages that stay mapped, for a front end that uses the same ones again and again (feature-persistent).
 
     At least the `most` pages used last stay mapped, and never more than twice as many: mapped in groups, as requests
     bring them, and kept in two generations. When the younger is full it becomes the old one, and what of the old one
-    nobody has used meanwhile is unmapped.
+    nobody has used meanwhile is unmapped. A `BlockServer` that is told of them knows the younger generation.
     """
 
     def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
         super().__init__(gnttab, domid)
         self._most = most
-        self._views: dict[int, memoryview] = {}  # of the younger generation, by ref
-        self._old: dict[int, dict[int, memoryview]] = {}  # the group of each ref of the older
+        self._groups: list[_Group] = []  # the younger generation
+        self._views: dict[int, memoryview] = {}  # its pages by ref
+        self._old: dict[int, _Group] = {}  # the group of each ref of the older
+        self._server: BlockServer | None = None
 
     @property
     def kept(self) -> int:
@@ -94,8 +106,14 @@ class KeptPages(Pages):
             request.buffers = []
 
     def end(self) -> None:
-        self._views = {}
+        self._forget()
         self._old = {}
+
+    def tell(self, server: BlockServer) -> None:
+        """Have it serve requests for the pages that are kept, from now on."""
+        self._server = server
+        for group in self._groups:
+            server.keep(tuple(group.pages), group.whole)
 
     def _pages(self, refs: Sequence[int]) -> list[memoryview]:
         try:
@@ -111,10 +129,10 @@ class KeptPages(Pages):
             view = self._views.get(ref)
             if view is None and ref in self._old:
                 group = self._old[ref]
-                for other in group:
+                for other in group.pages:
                     del self._old[other]
                 self._add(group)
-                view = group[ref]
+                view = group.pages[ref]
             if view is None:
                 missing.append(ref)
             else:
@@ -122,28 +140,31 @@ class KeptPages(Pages):
         if missing:
             group = self._keep(missing)
             self._add(group)
-            found |= group
+            found |= group.pages
         return [found[ref] for ref in refs]
 
-    def _keep(self, refs: Sequence[int]) -> dict[int, memoryview]:
+    def _keep(self, refs: Sequence[int]) -> _Group:
         mapping = self._map(refs, writable=True).mapping
         whole = memoryview(mapping)
         views = [whole[at : at + PAGE_SIZE] for at in range(0, len(whole), PAGE_SIZE)]
         mapping.close_on_release()  # the views alone keep it, here or in requests under way
-        return dict(zip(refs, views, strict=True))
+        return _Group(whole, dict(zip(refs, views, strict=True)))
 
-    def _add(self, group: dict[int, memoryview]) -> None:
-        if len(self._views) + len(group) > self._most:
-            self._old = self._grouped(self._views)
-            self._views = {}
-        self._views |= group
+    def _add(self, group: _Group) -> None:
+        if len(self._views) + len(group.pages) > self._most:
+            self._old = {ref: group for group in self._groups for ref in group.pages}
+            self._forget()
+        self._groups.append(group)
+        self._views |= group.pages
+        if self._server is not None:
+            self._server.keep(tuple(group.pages), group.whole)
 
-    def _grouped(self, views: dict[int, memoryview]) -> dict[int, dict[int, memoryview]]:
-        """The group of each ref: those whose pages are of one mapping, which goes as a whole."""
-        groups: dict[int, dict[int, memoryview]] = {}
-        for ref, view in views.items():
-            groups.setdefault(id(view.obj), {})[ref] = view
-        return {ref: group for group in groups.values() for ref in group}
+    def _forget(self) -> None:
+        """All of the younger generation."""
+        self._groups = []
+        self._views = {}
+        if self._server is not None:
+            self._server.forget()
 
 
 class MappedPages(Pages):

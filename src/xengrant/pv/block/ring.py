@@ -8,7 +8,7 @@ the request, or the note of its answer.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from xengrant import _native
 from xengrant.abi import blkif_note as note
@@ -17,6 +17,9 @@ from xengrant.abi.blkif import Layout
 from xengrant.arguments import MAX_U32
 from xengrant.memory import Mapping
 from xengrant.rings.rpc import BackRing
+
+if TYPE_CHECKING:
+    from xengrant.pv.block.requests import Limits
 
 __all__ = ["BlockRing"]
 
@@ -37,7 +40,25 @@ class BlockRing(BackRing):
         ring._finish_answer()
         memory[note.MAGIC_AT : note.MAGIC_AT + len(note.MAGIC)] = note.MAGIC
         ring._told = ring._prod
+        ring._layout = layout
         return ring
+
+    def server(self, doorbell: _native.Doorbell, file: _native.Descriptor) -> _native.BlockServer:
+        """What does this ring's usual requests on a file, in `serve`."""
+        layout = self._layout
+        return _native.BlockServer(self._memory, self.entries, layout.entry_size, layout.tail, doorbell, file)
+
+    def serve(self, server: _native.BlockServer, limits: Limits, wakes: int) -> bool:
+        """Have it do, answer and wait for requests, until one is not usual, or the doorbell's `wakes` is another.
+
+        Every request that was taken must be answered. False where no event can come any more.
+        """
+        place = self._prod, self._seen, self._told
+        sectors, size = limits.sectors, limits.sector_size
+        prod, seen, told, more = server.serve(place, wakes, sectors, size, limits.writable, limits.max_segments)
+        self._start_at(prod, prod)
+        self._seen, self._told = seen, told
+        return more
 
     @property
     def depth(self) -> int:
@@ -68,3 +89,4 @@ class BlockRing(BackRing):
             self.answer(noted[1])
 
     _told: int
+    _layout: Layout
