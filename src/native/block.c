@@ -244,7 +244,7 @@ static int HOT
 join(BlockServer *self, const Limits *limits, const char *slot)
 {
     unsigned char entry[LONGEST_ENTRY];
-    if (self->joined == MOST_JOINED || self->action == FLUSH_DISKCACHE)
+    if (self->joined == MOST_JOINED)
         return 0;
     copy_once(entry, slot, LONGEST_ENTRY); /* of a shorter one, some of the next: it means nothing */
     const unsigned char *tail = entry + self->tail, *segments = tail;
@@ -380,7 +380,6 @@ serve_seen(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes
     uint64_t untold = 0;
     while (place->prod != place->seen && !is_woken(self, wakes)) {
         self->joined = 0;
-        self->action = READ;
         while (self->joined < place->seen - place->prod &&
                join(self, limits, slot(self, place, place->prod + self->joined)))
             ;
