@@ -10,8 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "block_front"]
-LONG_JOBS = ["block_faults --long", "block linux xl python", "block_front random blkfront --random 300"]
+_FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
+JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", _FRONT]
+LONG_JOBS = [
+    "block_faults --long",
+    "block linux xl python",
+    "block_front linux",
+    "block_front random blkfront --random 300",
+]
 
 jobs = LONG_JOBS if sys.argv[1:] == ["--long"] else sys.argv[1:] or JOBS
 
