@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen test-xen-long mutants bench bench-table bench-vchan screenshots wheel clean
+.PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential \
+	bench bench-table bench-vchan screenshots wheel clean
+
+FUZZ_S ?= 600
+SOAK_S ?= 1800
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -38,6 +42,25 @@ test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 G
 	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/pv/test_hostile.py
 	XENGRANT_FUZZ_S=90 $(BIN)/pytest --durations=0 tests/block/test_lies.py
 	$(BIN)/python -m lab test --long
+
+faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
+	$(BIN)/pytest tests/faults
+
+attacks: $(READY)  ## a domain of an embedded machine tries all that it must not be able to do
+	$(BIN)/pytest tests/attacks
+
+fuzz: $(READY)  ## each fuzzer for FUZZ_S seconds (default: 600)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
+
+soak: $(READY)  ## everything at once between 4 domains that die at random, for SOAK_S seconds (default: 1800)
+	$(BIN)/python -m tests.soak --seconds $(SOAK_S)
+
+controls: $(READY)  ## broken ring and table code, which each must fail a test
+	$(BIN)/pytest tests/controls
+
+differential: $(READY)  ## the same random steps on the embedded machine and on real Xen, compared, in both labs
+	$(BIN)/python -m lab run --release bookworm differential
+	$(BIN)/python -m lab run --release trixie differential
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run

@@ -9,12 +9,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import settings
 
 import xengrant
+from tests import evidence as records
 from xengrant.embedded import Machine
 
 LONG = 20.0  # seconds; no test comes near it
@@ -71,3 +72,17 @@ def mapper(machine: Machine) -> Iterator[xengrant.Domain]:
     """Domain 2."""
     with xengrant.connect(machine.url(2)) as domain:
         yield domain
+
+
+@pytest.fixture(scope="session")
+def evidence() -> Iterator[Callable[[str, Sequence[str]], records.Table]]:
+    """`evidence(target, columns)` is a table of what tests on the embedded machine have tried, for docs/evidence.md.
+
+    The same one for a target; it is written to build/evidence when the session ends, if it has rows.
+    """
+    found: dict[str, records.Table] = {}
+    started = time.monotonic()
+    yield lambda target, columns: found.setdefault(target, records.Table(target, "embedded machine", columns))
+    for table in found.values():
+        if table.rows:
+            records.keep(table.target, table.machine, table.columns, table.rows, time.monotonic() - started)
