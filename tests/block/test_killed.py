@@ -12,7 +12,7 @@ import pytest
 from xengrant.embedded import Machine
 from xengrant.pv import block
 
-from .ends import looped
+from .ends import SOON, looped
 from .plugged import attached, made
 from .process import ServerProcess
 
@@ -46,11 +46,13 @@ class Work:
             self.done += 1
 
     async def wait_for(self, more: int, working: list[asyncio.Task[None]]) -> None:
+        """Until so many more requests are done, or a worker failed."""
         until = self.done + more
-        while self.done < until:
-            for task in working:
-                assert not task.done() or task.result() is None
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(SOON):
+            while self.done < until:
+                for task in working:
+                    assert not task.done() or task.result() is None
+                await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "per-request"])
