@@ -23,6 +23,7 @@ setup(
                 "-O2",
                 "-fvisibility=hidden",
                 "-fno-plt",
+                "-flto",  # lets what a hand-over of a ring runs lie in one page, whatever file it is of
                 "-Wall",
                 "-Wextra",
                 "-Wshadow",
@@ -32,6 +33,7 @@ setup(
                 "-Werror=return-type",
                 "-Werror=format",
             ],
+            extra_link_args=["-flto", "-O2"],
             py_limited_api=limited,
         )
     ],

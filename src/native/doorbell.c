@@ -79,7 +79,7 @@ limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
 
-static void HOT
+static void HANDOVER
 tell_all(Doorbell *self)
 {
     __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
@@ -89,7 +89,7 @@ tell_all(Doorbell *self)
 
 /* Takes the kernel's events, waiting for one where the file is not O_NONBLOCK, and lets the next ones come: 0, or an
  * errno. */
-static int HOT
+static int HANDOVER
 take_kernel_events(Doorbell *self, int bell)
 {
     uint32_t ports[64];
@@ -123,7 +123,7 @@ take_event(Doorbell *self, int bell)
 }
 
 /* Makes ready for waits in a read: who waits there is woken through an event channel of this domain with itself. */
-static void
+static void COLD
 make_ready_to_block(Doorbell *self, int bell)
 {
     struct ioctl_evtchn_bind_unbound_port unbound = {.remote_domain = DOMID_SELF};
@@ -141,7 +141,7 @@ make_ready_to_block(Doorbell *self, int bell)
 }
 
 /* Leads without a deadline, in as many system calls as C's. */
-static Waited HOT
+static Waited HANDOVER
 lead_in_read(Doorbell *self, uint32_t seen, int bell)
 {
     uint32_t since = begin_watched_wait(self);
@@ -153,24 +153,10 @@ lead_in_read(Doorbell *self, uint32_t seen, int bell)
     return !late ? CHANGED : self->patience == NEVER ? INTERRUPTED : TIMED_OUT;
 }
 
-static Waited HOT
-lead(Doorbell *self, uint32_t seen, uint64_t deadline)
+/* Leads in a poll, for whoever has a deadline, and for an embedded machine's ports. */
+static Waited COLD
+lead_in_poll(Doorbell *self, uint64_t deadline, int bell)
 {
-    /* wake() adds to `changes` before it looks whether somebody leads. */
-    if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
-        return CHANGED;
-    int bell = hold_descriptor(self->bell);
-    if (bell < 0)
-        return SILENCED;
-    if (deadline == NEVER && self->is_kernels) {
-        if (self->waker_port == 0 && !self->cannot_block)
-            make_ready_to_block(self, bell);
-        if (self->waker_port != 0) {
-            Waited waited = lead_in_read(self, seen, bell);
-            drop_descriptor(self->bell);
-            return waited;
-        }
-    }
     int life = self->life == NULL ? -1 : hold_descriptor(self->life);
     int waker = hold_descriptor(self->waker);
     struct pollfd polled[] = {{self->hung_up ? -1 : bell, POLLIN, 0}, {waker, POLLIN, 0}, {life, POLLRDHUP, 0}};
@@ -197,7 +183,6 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
         else if (self->is_kernels && (polled[0].revents & (POLLERR | POLLNVAL)))
             result = SILENCED;
     }
-    drop_descriptor(self->bell);
     if (waker >= 0)
         drop_descriptor(self->waker);
     if (life >= 0)
@@ -205,7 +190,24 @@ lead(Doorbell *self, uint32_t seen, uint64_t deadline)
     return result;
 }
 
-static Waited
+static Waited HANDOVER
+lead(Doorbell *self, uint32_t seen, uint64_t deadline)
+{
+    /* wake() adds to `changes` before it looks whether somebody leads. */
+    if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
+        return CHANGED;
+    int bell = hold_descriptor(self->bell);
+    if (bell < 0)
+        return SILENCED;
+    int reads = deadline == NEVER && self->is_kernels;
+    if (reads && self->waker_port == 0 && !self->cannot_block)
+        make_ready_to_block(self, bell);
+    Waited result = reads && self->waker_port != 0 ? lead_in_read(self, seen, bell) : lead_in_poll(self, deadline, bell);
+    drop_descriptor(self->bell);
+    return result;
+}
+
+static Waited COLD
 follow(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
     struct timespec limit;
@@ -217,7 +219,7 @@ follow(Doorbell *self, uint32_t seen, uint64_t deadline)
     return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? end : CHANGED;
 }
 
-Waited HOT
+Waited HANDOVER
 wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
     if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
@@ -299,7 +301,7 @@ ring_waker(Doorbell *self)
     }
 }
 
-int HOT
+int HANDOVER
 ring_bell(Doorbell *self)
 {
     int bell = hold_descriptor(self->bell);

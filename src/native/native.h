@@ -14,9 +14,11 @@
 
 typedef struct Mapping Mapping;
 
-/* What every hand-over of a ring runs lies together, in few pages: after a switch of processes, and more so of domains, each
- * that is touched is dear. */
+/* What every call of a ring's end runs lies together, and what every hand-over does in one page: after a switch of
+ * processes, and more so of domains, each that is touched is dear. */
 #define HOT __attribute__((hot))
+#define HANDOVER __attribute__((hot, section(".text.hot.handover")))
+#define COLD __attribute__((cold, noinline))
 
 /* ---- The module ------------------------------------------------------------------------------------------ */
 

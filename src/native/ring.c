@@ -77,7 +77,7 @@ release_buffers(Opened *opened)
 }
 
 /* One call at a time uses an end; another waits, without the GIL, which the first may need to finish. */
-void HOT
+void HANDOVER
 occupy_without_gil(Ring *self)
 {
     while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE))
@@ -98,7 +98,7 @@ occupy(Ring *self)
     }
 }
 
-void HOT
+void HANDOVER
 vacate(Ring *self)
 {
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
@@ -122,7 +122,7 @@ ring_close(Ring *self, Opened *opened)
 }
 
 /* Loads the peer's index, once: how many bytes may be read, or written, now. 0, or -1 for a lie. */
-int HOT
+int HANDOVER
 look(Ring *self, const Opened *opened)
 {
     uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
@@ -137,7 +137,7 @@ look(Ring *self, const Opened *opened)
 }
 
 /* After `is_there` said that so many bytes are: an index that is behind that now, or was beyond the ring, is a lie. */
-int HOT
+int HANDOVER
 look_again(Ring *self, const Opened *opened, uint32_t wanted)
 {
     if (look(self, opened) < 0)
@@ -169,7 +169,7 @@ look_or_raise(Ring *self, const Opened *opened)
 }
 
 /* Count bytes are read, or written: the peer may have their room, or see them. */
-void HOT
+void HANDOVER
 publish(Ring *self, const Opened *opened, uint32_t count)
 {
     uint32_t own = self->own + count;
@@ -178,7 +178,7 @@ publish(Ring *self, const Opened *opened, uint32_t count)
     __atomic_store_n((uint32_t *)(opened->indices.at + self->own_at), own, __ATOMIC_RELEASE);
 }
 
-void HOT
+void HANDOVER
 copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
 {
     char *ring = opened->data.at + self->start;
@@ -197,7 +197,7 @@ copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
 }
 
 /* Once an index was stored: tells the peer, where this end can and that asked for it. */
-void HOT
+void HANDOVER
 tell(Ring *self, const Opened *opened)
 {
     if (self->doorbell == NULL)

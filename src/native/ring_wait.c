@@ -5,7 +5,7 @@
 #include "ring.h"
 
 /* Whether so many bytes are there. A lie counts too: `look` refuses it. */
-static int HOT
+static int HANDOVER
 is_there(const Ring *self, const Opened *opened, uint32_t wanted)
 {
     uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
@@ -14,13 +14,13 @@ is_there(const Ring *self, const Opened *opened, uint32_t wanted)
     return apart > self->size || (self->writes ? self->size - apart : apart) >= wanted;
 }
 
-static int HOT
+static int HANDOVER
 peer_is_gone(const Ring *self, const Opened *opened)
 {
     return self->live_at >= 0 && __atomic_load_n((uint8_t *)opened->indices.at + self->live_at, __ATOMIC_ACQUIRE) == 0;
 }
 
-static int HOT
+static int HANDOVER
 is_woken(const Ring *self)
 {
     return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != self->wakes ||
@@ -49,7 +49,7 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 
 /* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
  * event is lost; or until there may be a signal to look after. */
-static Outcome HOT
+static Outcome HANDOVER
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
     if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
@@ -77,7 +77,7 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
 }
 
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
-static Outcome HOT
+static Outcome HANDOVER __attribute__((noinline))
 pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
      size_t *moved)
 {
