@@ -25,13 +25,14 @@ from xengrant.grant_entries import EntryKind, GrantEntry
 from xengrant.grant_snapshot import GrantArrays, PeerTally, Snapshot
 from xengrant.grant_table import GrantTable
 from xengrant.kernelspace import Page
-from xengrant.meeting import Advertisement
+from xengrant.meeting import Advertised, Advertisement
 from xengrant.memory import PAGE_SIZE, Mapping
 from xengrant.peer import AsyncPeer, Peer
 from xengrant.xenstore import AsyncXenStore, Permission, XenStore
 
 __all__ = [
     "PAGE_SIZE",
+    "Advertised",
     "Advertisement",
     "AsyncDomain",
     "AsyncEventChannels",

@@ -29,7 +29,7 @@ from xengrant.xenstore import AsyncXenStore, XenStore
 if TYPE_CHECKING:
     from xengrant.gntshr import Share
     from xengrant.grant_table import GrantTable
-    from xengrant.meeting import Advertisement
+    from xengrant.meeting import Advertised, Advertisement
 
 __all__ = ["AsyncDomain", "Domain", "connect"]
 
@@ -134,13 +134,15 @@ class Domain:
             )
         return self._attached().alloc_pages(count)
 
-    def advertise(self, share: Share, path: str) -> Advertisement:
+    def advertise(self, share: Share, path: str, header: str = "") -> Advertisement:
         """Tell the share's peer of its refs at `path` below this domain's xenstore directory; only the peer may read.
+
+        `header`, at most 2,000 bytes, tells the peer what the pages hold: see `find_advertised`.
 
         Closing the advertisement or the domain removes the nodes. In a guest `path` lies below ``data``, the one
         directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit.
         """
-        advertisement = meeting.advertise(self._own_store(), self.domid, share, path)
+        advertisement = meeting.advertise(self._own_store(), self.domid, share, path, header)
         with self._lock:
             self._advertisements = [other for other in self._advertisements if not other.closed]
             self._advertisements.append(advertisement)
@@ -151,10 +153,14 @@ class Domain:
 
         Raises `TimeoutError`, `ProtocolError` where the peer wrote nonsense, `XenStoreError`.
         """
+        return self.find_advertised(domid, path, timeout).grants
+
+    def find_advertised(self, domid: int, path: str, timeout: float | None = None) -> Advertised:
+        """As `find`: the grants, and the header that the peer wrote beside them, which nobody has checked."""
         with self.xenstore() as store:
-            grants = meeting.find(store, domid, path, timeout)
+            found = meeting.find(store, domid, path, timeout)
         self._met[domid] = path
-        return grants
+        return found
 
     def peer(self, domid: int, path: str | None = None) -> Peer:
         """Domain `domid` as somebody who may go away.
@@ -247,10 +253,14 @@ class AsyncDomain:
 
     async def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
         """As `Domain.find`."""
+        return (await self.find_advertised(domid, path, timeout)).grants
+
+    async def find_advertised(self, domid: int, path: str, timeout: float | None = None) -> Advertised:
+        """As `Domain.find_advertised`."""
         async with self.xenstore() as store:
-            grants = await meeting.find_async(store, domid, path, timeout)
+            found = await meeting.find_async(store, domid, path, timeout)
         self._domain._met[domid] = path
-        return grants
+        return found
 
     def peer(self, domid: int, path: str | None = None) -> AsyncPeer:
         """As `Domain.peer`; closing the domain does not close it."""
