@@ -21,7 +21,7 @@ from xengrant import GrantError, InterfaceUnavailable, ProtocolError, XenStore
 
 __all__ = ["LONG", "Link", "Setting", "life_of"]
 
-LONG = 20.0  # seconds; no wait of a process whose peer lives is as long
+LONG = 60.0  # seconds; no wait of a process whose peer lives is as long
 _PAUSE = 0.05  # seconds until the next try, where no session came about
 
 

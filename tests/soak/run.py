@@ -25,7 +25,7 @@ from tests.soak.worker import KINDS
 __all__ = ["DOMIDS", "Outcome", "Soak"]
 
 DOMIDS = (1, 2, 3, 4)
-SOON = 30.0  # seconds in which a process ends that is to end, and everything has been given back
+SOON = 120.0  # seconds in which a process ends that is to end, and everything has been given back
 RSS_GROWTH = 16 << 10
 """KiB that the machine's process may have grown by since it had run for a while; a page for each of a run's millions of
 shares, or 100 bytes for each of its xenstore requests, would be far more."""
@@ -236,7 +236,9 @@ class Soak:
         deadline = time.monotonic() + SOON
         while not process.ended:
             if time.monotonic() > deadline:
-                self.wrong.append(f"{process} does not end though its domain is gone")
+                self.wrong.append(f"{process} does not end though its domain is gone; its stacks are on standard error")
+                process.signal(signal.SIGUSR1)
+                time.sleep(0.5)
                 self._forget(process)
                 return
             self._listen(0.1)

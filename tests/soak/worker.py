@@ -148,6 +148,7 @@ def main() -> None:
     url, domid, kind, number, seed, peers = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for when it should have ended long ago
     worker = Worker(url, int(domid), kind, int(number), seed, json.loads(peers))
     sys.exit(worker.run())
 
