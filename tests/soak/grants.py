@@ -47,6 +47,7 @@ _RESPONSE = struct.Struct("<II")  # sequence number, what came of it
 _DONE, _REFUSED = 1, 2
 _ANSWER = 1 << 31  # in the sequence number of what the back writes into pages
 _ENTRY_SIZE = 64
+_MARK = struct.Struct("<IIQ")  # number of the process, sequence number, page: what pages are full of
 _MOST_SECONDS = 3.0
 
 
@@ -55,8 +56,8 @@ def path_to(peer: int) -> str:
 
 
 def _pattern(number: int, sequence: int, pages: int) -> bytes:
-    """What fills pages: every 16 bytes name the process, the request and the page."""
-    return b"".join(struct.pack("<IIQ", number, sequence, page) * (PAGE_SIZE // 16) for page in range(pages))
+    """What fills pages."""
+    return b"".join(_MARK.pack(number, sequence, page) * (PAGE_SIZE // _MARK.size) for page in range(pages))
 
 
 class _Session(Link):
@@ -130,7 +131,7 @@ class Front(_Session):
             for (sequence, share), outcome in zip(asked, self._ask(port, control, peer, requests), strict=True):
                 assert outcome == _DONE, f"request {sequence} came to {outcome}"
                 written = sequence | _ANSWER if share.writable else sequence
-                self._check(share, written)
+                _check(share.mapping[:], self.setting.number, written)
         sequence, share = self.random.choice(asked)
         if self.random.random() < 0.2:
             self._ask(port, control, peer, [(_PROBE, sequence, False, share.refs[:1])])
@@ -151,11 +152,6 @@ class Front(_Session):
         self.counts["shares"] += 1
         self.counts["pages shared"] += pages
         return sequence, share
-
-    def _check(self, share: Share, sequence: int) -> None:
-        count = len(share.refs)
-        expected = _pattern(self.setting.number, sequence, count)
-        assert share.mapping[:] == expected, f"pages of request {sequence:#x} hold {share.mapping[:16]!r}"
 
     def _ask(
         self, port: Port, control: Share, peer: Peer, requests: list[tuple[int, int, bool, tuple[int, ...]]]
@@ -252,7 +248,7 @@ class Back(_Session):
                     held[sequence] = kept.enter_context(mapped)
                 elif what == _RELEASE:
                     mapped = held.pop(sequence)
-                    _check(mapped, number, sequence | _ANSWER if writable else sequence)
+                    _check(mapped.mapping[:], number, sequence | _ANSWER if writable else sequence)
                     mapped.close()
                 else:
                     outcome = self._probe(grants[0], number, sequence)
@@ -267,10 +263,10 @@ class Back(_Session):
         mapped = self._gnttab.map(grants, writable=writable)
         self.counts["maps"] += 1
         try:
-            _check(mapped, number, sequence)
+            _check(mapped.mapping[:], number, sequence)
             if writable:
                 mapped.mapping[:] = _pattern(number, sequence | _ANSWER, len(grants))
-                _check(mapped, number, sequence | _ANSWER)
+                _check(mapped.mapping[:], number, sequence | _ANSWER)
         except BaseException:
             mapped.close()
             raise
@@ -280,7 +276,7 @@ class Back(_Session):
         pages = [bytearray(PAGE_SIZE) for _ in grants]
         segments = [CopySegment(grant, page, PAGE_SIZE) for grant, page in zip(grants, pages, strict=True)]
         self._do_copy(segments)
-        assert b"".join(pages) == _pattern(number, sequence, len(grants)), f"copied for {sequence}: {pages[0][:16]!r}"
+        _check(b"".join(pages), number, sequence)
         if writable:
             answer = _pattern(number, sequence | _ANSWER, len(grants))
             pieces = [answer[at : at + PAGE_SIZE] for at in range(0, len(answer), PAGE_SIZE)]
@@ -313,10 +309,16 @@ def _read_offer(control: Mapped) -> _Offer | None:
     return _Offer(*(_native.load32(mapping, at) for at in (_PORT, _RING_REF, _FRONT_NUMBER)))
 
 
-def _check(mapped: Mapped, number: int, sequence: int) -> None:
-    count = len(mapped.grants)
-    assert mapped.mapping[:] == _pattern(number, sequence, count), (
-        f"{count} pages of request {sequence:#x} hold {mapped.mapping[:16]!r}"
+def _check(found: bytes, number: int, sequence: int) -> None:
+    """Every byte of pages is what that request of that process says."""
+    expected = _pattern(number, sequence, len(found) // PAGE_SIZE)
+    if found == expected:
+        return
+    wrong = [at for at in range(0, len(found), 16) if found[at : at + 16] != expected[at : at + 16]]
+    there = [f"{part:#x}" for part in _MARK.unpack_from(found, wrong[0])]
+    raise AssertionError(
+        f"{len(wrong) * 16} of {len(found)} bytes of request {sequence:#x} of process {number:#x} are wrong, from "
+        f"{wrong[0]:#x} to {wrong[-1]:#x}: there is {there}"
     )
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -85,7 +85,7 @@ class Soak:
     ) -> None:
         """Something befalls a domain every `pause` seconds, more or less. `leak`: see `MachineProcess`.
 
-        `kills_only`: it is always that a process is killed, since a leak of a domain's goes with the domain.
+        `kills_only`: it is always that a process with a vchan is killed, since a leak of a domain goes with the domain.
         `patience` is how many seconds everything has at the end to be given back.
         """
         self.seed = seed
@@ -123,8 +123,12 @@ class Soak:
         """Have `run` come to its end now: to be called by a signal's handler."""
         self._interrupted = True
 
-    def run(self, seconds: float, progress: Callable[[float, Counter[str]], None]) -> Outcome:
-        """Soak for so many seconds; `progress(seconds left, counts)` is called some times a second."""
+    def run(
+        self, seconds: float, progress: Callable[[float, Counter[str]], None], *, until: Iterable[str] = ()
+    ) -> Outcome:
+        """Soak for so many seconds, and until each of these has happened; `progress(seconds left, counts)` is called
+        some times a second."""
+        needed = set(until)
         for domid in DOMIDS:
             self._create(domid)
         at_start = self._machine.ask("counts")
@@ -135,7 +139,10 @@ class Soak:
         warm_at, end = started + min(_WARM, seconds / 5), started + seconds
         warm = 0
         strike_at = started + min(3.0, seconds / 5)
-        while (now := time.monotonic()) < end and not self._interrupted and not self.wrong:
+        while not self._interrupted and not self.wrong:
+            now = time.monotonic()
+            if now >= end and (now >= end + SOON or needed <= self.totals().keys()):
+                break
             if now >= strike_at:
                 self._strike()
                 strike_at = time.monotonic() + self._random.uniform(0, 2 * self._pause)
@@ -163,7 +170,12 @@ class Soak:
     # What befalls domains
 
     def _strike(self) -> None:
-        process = self._random.choice(list(self._processes.values()))
+        processes = list(self._processes.values())
+        if self._kills_only:
+            processes = [process for process in processes if process.counts["vchan bytes"]]
+            if not processes:
+                return
+        process = self._random.choice(processes)
         strikes = {self._destroy: 15, self._kill: 35, self._stop: 35, self._pause_domain: 15}
         (strike,) = [self._kill] if self._kills_only else self._random.choices(list(strikes), list(strikes.values()))
         strike(process)
@@ -201,9 +213,9 @@ class Soak:
         self._dead |= {other.number for other in lost}
         self._machine.ask("destroy", domid=domid)
         for other in lost:
-            other.signal(signal.SIGCONT)
-            if not other.is_ready:  # it has nothing open that could tell it, and joins the next life
-                other.signal(signal.SIGKILL)
+            # One that has just begun has nothing open that could tell it, and would join the next life.
+            other.signal(signal.SIGCONT if other.is_ready else signal.SIGKILL)
+        for other in lost:
             self._await_end(other)
         self._create(domid)
         for kind in KINDS:

@@ -149,7 +149,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for when it should have ended long ago
-    worker = Worker(url, int(domid), kind, int(number), seed, json.loads(peers))
+    try:
+        worker = Worker(url, int(domid), kind, int(number), seed, json.loads(peers))
+    except xengrant.InterfaceUnavailable as error:
+        print(json.dumps({"lost": str(error)}), flush=True)  # its domain was destroyed already
+        sys.exit(3)
     sys.exit(worker.run())
 
 
