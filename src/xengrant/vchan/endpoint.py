@@ -240,13 +240,12 @@ class Vchan(Stream):
         if self._finished:
             return
         with self._closing:
-            if not self._channel.closed:
-                self._stop()
             try:
-                self._doorbell.close()
+                if not self._channel.closed:
+                    self._stop()
             finally:
-                self._held.close()
-                self._finished = True
+                if self._channel.closed:
+                    self._finish()
 
     def _stop(self) -> None:
         """Close the channel, once nobody uses it any more."""
@@ -259,6 +258,13 @@ class Vchan(Stream):
             if not self._channel.closed:
                 self._ended = False
                 self._doorbell.stop(False)
+
+    def _finish(self) -> None:
+        try:
+            self._doorbell.close()
+        finally:
+            self._held.close()
+            self._finished = True
 
     def __enter__(self) -> Self:
         self._check_open()
