@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -196,29 +196,31 @@ class Back(_Session):
         self._gnttab: Gnttab = self.domain.gnttab()
         self._channels = self.domain.evtchn()
         self._store: XenStore = self.domain.xenstore()
+        self._is_gone: Callable[[], bool]  # whether the front of this session is
 
     def session(self) -> None:
         life = life_of(self._store, self.peer)
         if life is None:
             return
         (grant,) = self.domain.find(self.peer, path_to(self.setting.domid), 0.5)
-        with self._gnttab.map(grant, writable=False) as page:
-            offer = _read_offer(page)
-        if offer is None:
-            return
         with ExitStack() as held:
+            # A notification writes, so the page is looked at first; while it is mapped its ref stays what it is.
+            offer = _read_offer(held.enter_context(self._gnttab.map(grant, writable=False)))
+            if offer is None:
+                return
             port = held.enter_context(self._channels.bind_interdomain(self.peer, offer.port))
             notify = UnmapNotify(clear_byte=_BACK_LIVE, port=port)
             control = held.enter_context(self._gnttab.map(grant, writable=True, notify=notify))
-            if _read_offer(control) != offer:
-                return
             ring_page = held.enter_context(self._gnttab.map(Grant(self.peer, offer.ring_ref), writable=True))
+            if _read_offer(control) != offer:  # the front is gone, and the ring's ref may have been another's
+                return
             ring = BackRing.attach(ring_page.mapping, _ENTRY_SIZE)
             _native.store32(control.mapping, _BACK_NUMBER, self.setting.number)
             _native.store8(control.mapping, _BACK_LIVE, 1)
             _native.store8(control.mapping, _CAME, 1)
             self.notify(port)
             with self.domain.peer(self.peer, life) as peer, ExitStack() as kept:
+                self._is_gone = lambda: not _native.load8(control.mapping, _FRONT_LIVE) or peer.gone()
                 for outcomes in self._serve(ring, kept, port, control, peer):
                     self.other = offer.front
                     for outcome in outcomes:
@@ -263,7 +265,12 @@ class Back(_Session):
         mapped = self._gnttab.map(grants, writable=writable)
         self.counts["maps"] += 1
         try:
-            _check(mapped.mapping[:], number, sequence)
+            try:
+                _check(mapped.mapping[:], number, sequence)
+            except AssertionError:
+                if self._is_gone():  # and its refs may be others' already; those of one that lives may not
+                    raise PeerClosed(errno.EPIPE, "the front is gone, and its pages too") from None
+                raise
             if writable:
                 mapped.mapping[:] = _pattern(number, sequence | _ANSWER, len(grants))
                 _check(mapped.mapping[:], number, sequence | _ANSWER)
@@ -273,14 +280,17 @@ class Back(_Session):
         return mapped
 
     def _copy(self, grants: list[Grant], number: int, sequence: int, *, writable: bool) -> None:
+        """Pages copied and compared, and the answer copied there; mapped meanwhile, so that the refs stay theirs."""
         pages = [bytearray(PAGE_SIZE) for _ in grants]
-        segments = [CopySegment(grant, page, PAGE_SIZE) for grant, page in zip(grants, pages, strict=True)]
-        self._do_copy(segments)
-        _check(b"".join(pages), number, sequence)
-        if writable:
-            answer = _pattern(number, sequence | _ANSWER, len(grants))
-            pieces = [answer[at : at + PAGE_SIZE] for at in range(0, len(answer), PAGE_SIZE)]
-            self._do_copy([CopySegment(piece, grant, PAGE_SIZE) for piece, grant in zip(pieces, grants, strict=True)])
+        with self._map(grants, number, sequence, writable=False):
+            self._do_copy([CopySegment(grant, page, PAGE_SIZE) for grant, page in zip(grants, pages, strict=True)])
+            _check(b"".join(pages), number, sequence)
+            if writable:
+                answer = _pattern(number, sequence | _ANSWER, len(grants))
+                pieces = [answer[at : at + PAGE_SIZE] for at in range(0, len(answer), PAGE_SIZE)]
+                self._do_copy(
+                    [CopySegment(piece, grant, PAGE_SIZE) for piece, grant in zip(pieces, grants, strict=True)]
+                )
 
     def _do_copy(self, segments: list[CopySegment]) -> None:
         statuses = self._gnttab.copy(segments)
