@@ -76,18 +76,10 @@ def push_and_wait(front_words: type[Words], back_words: type[Words] = Words, sta
 def revoke(version: int, words: type[Words], end_access: Callable[[Entries, int], None] | None = None) -> Explored:
     """An owner revokes a grant while the hypervisor maps it: one of them must see the other."""
 
-    def end(entries: Entries) -> object:
-        try:
-            (end_access or type(entries).end_access)(entries, _REF)
-        except GrantBusy:
-            return _BUSY
-        return _ENDED
+    def own(entries: Entries) -> None:
+        (end_access or type(entries).end_access)(entries, _REF)
 
-    def judge(outcome: Outcome) -> str | None:
-        both = outcome.values == (_ENDED, _MAPPED)
-        return "the page was revoked and is mapped" if both else None
-
-    return _table(version, words, end, judge, readonly=True)
+    return _table(version, words, own, "the page was revoked and is mapped", readonly=True)
 
 
 def look_first(entries: Entries, ref: int) -> None:
@@ -103,35 +95,30 @@ def look_first(entries: Entries, ref: int) -> None:
 def make_readonly(version: int, words: type[Words]) -> Explored:
     """An owner takes back the right to write while the hypervisor maps the page writable."""
 
-    def end(entries: Entries) -> object:
-        try:
-            entries.make_readonly(_REF)
-        except GrantBusy:
-            return _BUSY
-        return _ENDED
+    def own(entries: Entries) -> None:
+        entries.make_readonly(_REF)
 
-    def judge(outcome: Outcome) -> str | None:
-        both = outcome.values == (_ENDED, _MAPPED)
-        return "the page is read-only from now on, and is mapped writable" if both else None
-
-    return _table(version, words, end, judge, readonly=False)
+    wrong = "the page is read-only from now on, and is mapped writable"
+    return _table(version, words, own, wrong, readonly=False)
 
 
-def _table(
-    version: int,
-    words: type[Words],
-    own: Callable[[Entries], object],
-    judge: Callable[[Outcome], str | None],
-    *,
-    readonly: bool,
-) -> Explored:
+def _table(version: int, words: type[Words], own: Callable[[Entries], None], wrong: str, *, readonly: bool) -> Explored:
+    """The owner does something that is busy while the page is mapped; the hypervisor maps it. Both cannot succeed."""
     frames, status = bytearray(4096), bytearray(4096)
     entries_of(version, [frames], [status]).grant(_REF, _PEER, 0x77, writable=True)
     memories = [bytes(frames), bytes(status)]
 
     def owner(frames: bytearray, status: bytearray) -> Callable[[], object]:
         entries = entries_of(version, [frames], [status])
-        return lambda: own(entries)
+
+        def change() -> object:
+            try:
+                own(entries)
+            except GrantBusy:
+                return _BUSY
+            return _ENDED
+
+        return change
 
     def hypervisor(frames: bytearray, status: bytearray) -> Callable[[], object]:
         entries = entries_of(version, [frames], [status])
@@ -146,6 +133,9 @@ def _table(
             return _MAPPED
 
         return map_it
+
+    def judge(outcome: Outcome) -> str | None:
+        return wrong if outcome.values == (_ENDED, _MAPPED) else None
 
     sides = [
         PythonSide(owner, [grant_entries], memories, words),
