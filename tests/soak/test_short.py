@@ -24,7 +24,7 @@ def run(soak: Soak, seconds: float, *, until: Iterable[str]) -> Outcome:
 
 
 def test_all_is_given_back_when_domains_have_died() -> None:
-    outcome = run(Soak(6, pause=0.5), 8, until=[*_DONE, *_BEFELL])
+    outcome = run(Soak(6, pause=0.5), 6, until=[*_DONE, *_BEFELL])
     assert not outcome.wrong, "\n".join(outcome.wrong)
     missing = [name for name in (*_DONE, *_BEFELL) if not outcome.counts[name]]
     assert not missing, f"it never came to {missing}: {outcome.counts}"
