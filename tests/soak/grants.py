@@ -8,14 +8,13 @@ or show what was granted later.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from tests.soak.links import LONG, Link, life_of
+from tests.soak.links import LONG, PATIENCE, Link, life_of
 from xengrant import (
     CopySegment,
     Gnttab,
@@ -102,14 +101,11 @@ class Front(_Session):
             control.mapping[_MAGIC_AT : _MAGIC_AT + 8] = _MAGIC
             _native.store8(control.mapping, _FRONT_LIVE, 1)
             held.enter_context(self.domain.advertise(control, path_to(self.peer)))
-            with contextlib.suppress(TimeoutError):
-                while not _native.load8(control.mapping, _CAME):
-                    port.wait(1.0)
-            if not _native.load8(control.mapping, _CAME):
-                return
+            peer = held.enter_context(self.domain.peer(self.peer, life))
+            while not _native.load8(control.mapping, _CAME):
+                port.wait(PATIENCE, peer=peer)
             self.other = _native.load32(control.mapping, _BACK_NUMBER)
-            with self.domain.peer(self.peer, life) as peer:
-                self._work(port, control, peer)
+            self._work(port, control, peer)
 
     def _work(self, port: Port, control: Share, peer: Peer) -> None:
         is_over = self.ends_at(_MOST_SECONDS)

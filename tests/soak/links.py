@@ -19,9 +19,10 @@ import xengrant
 from tests.soak.machine import LIFE
 from xengrant import GrantError, InterfaceUnavailable, ProtocolError, XenStore
 
-__all__ = ["LONG", "Link", "Setting", "life_of"]
+__all__ = ["LONG", "PATIENCE", "Link", "Setting", "life_of"]
 
 LONG = 60.0  # seconds; no wait of a process whose peer lives is as long
+PATIENCE = 10.0  # seconds that a session is offered before another is
 _PAUSE = 0.05  # seconds until the next try, where no session came about
 
 

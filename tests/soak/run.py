@@ -83,7 +83,8 @@ class Soak:
     def __init__(
         self, seed: int, *, pause: float = 0.7, leak: str = "", kills_only: bool = False, patience: float = SOON
     ) -> None:
-        """Something befalls a domain every `pause` seconds, more or less. `leak`: see `MachineProcess`.
+        """Something befalls a domain every `pause` seconds, more or less, once all have come again. `leak`: see
+        `MachineProcess`.
 
         `kills_only`: it is always that a process with a vchan is killed, since a leak of a domain goes with the domain.
         `patience` is how many seconds everything has at the end to be given back.
@@ -143,12 +144,12 @@ class Soak:
             now = time.monotonic()
             if now >= end and (now >= end + SOON or needed <= self.totals().keys()):
                 break
-            if now >= strike_at:
+            if now >= strike_at and all(process.is_ready for process in self._processes.values()):
                 self._strike()
                 strike_at = time.monotonic() + self._random.uniform(0, 2 * self._pause)
             if not warm and now >= warm_at:
                 warm = self._machine.ask("counts")[_RESIDENT]
-            self._listen(min(0.2, max(0.0, strike_at - now)))
+            self._listen(min(0.2, max(0.01, strike_at - now)))
             progress(max(0.0, end - time.monotonic()), self.totals())
         for _, go_on in self._continue:
             go_on()

@@ -11,7 +11,7 @@ import random
 import struct
 from functools import cache
 
-from tests.soak.links import LONG, Link, life_of
+from tests.soak.links import LONG, PATIENCE, Link, life_of
 from xengrant import PeerClosed, XenStore, vchan
 from xengrant.vchan.endpoint import Vchan
 
@@ -131,10 +131,7 @@ class Server(_End):
             self.domain.peer(self.peer, life) as peer,
             vchan.serve(self.peer, _NAME, domain=self.domain, peer=peer, read_size=reads, write_size=writes) as end,
         ):
-            try:
-                end.wait_connected(1.0)
-            except TimeoutError:
-                return
+            end.wait_connected(PATIENCE)
             end.hide()  # before a byte is written, so that whoever comes after a client that was killed takes the next
             self._work(end)
 
