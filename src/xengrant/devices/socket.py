@@ -21,7 +21,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from xengrant.abi import gntalloc, gntdev
-from xengrant.abi.grant_table import GNTST_OKAY
+from xengrant.abi.grant_table import GNTST_BAD_PAGE, GNTST_OKAY
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.devices import Device, Pointer, System, wire
 from xengrant.devices.client import Client, Reply, ask
@@ -350,7 +350,14 @@ class GntallocDevice(SocketDevice):
 
 
 class GntdevDevice(SocketDevice):
-    """gntdev. Which map lies at an address is known here."""
+    """gntdev. Which map lies at an address is known here, and which memory is another domain's."""
+
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        mapping = super().mmap(length, offset, writable=writable, unmapped=unmapped)
+        _others_memory.add(mapping)
+        return mapping
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
         self._check_open()
@@ -379,14 +386,23 @@ class GntdevDevice(SocketDevice):
         return 0
 
     def _copy_segments(self, arg: bytearray, table: bytearray, local: Sequence[Pointer]) -> None:
-        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first."""
+        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first.
+
+        It refuses to store into memory that is another domain's (grant_table.c, gnttab_copy_claim_buf).
+        """
         dests = {p.at: memoryview(p.target).cast("B") for p in local if p.direction == "out"}
         came = [replace(p, target=bytearray(dests[p.at].nbytes)) if p.at in dests else p for p in local]
         segments = Pointer(arg, gntdev.COPY_SEGMENTS_POINTER, table, "inout")
         super().ioctl(gntdev.GRANT_COPY, arg, [segments, *came])
         for pointer in came:
-            if pointer.at in dests and gntdev.segment_status(table, pointer.at // gntdev.SEGMENT_SIZE) == GNTST_OKAY:
-                dests[pointer.at][:] = pointer.target
+            number = pointer.at // gntdev.SEGMENT_SIZE
+            if pointer.at not in dests or gntdev.segment_status(table, number) != GNTST_OKAY:
+                continue
+            dest = dests[pointer.at]
+            if dest.nbytes and isinstance(dest.obj, Mapping) and dest.obj in _others_memory:
+                gntdev.fill_segment(table, number, GNTST_BAD_PAGE)
+            else:
+                dest[:] = pointer.target
 
     def _offset_for_vaddr(self, arg: bytearray) -> int:
         vaddr = gntdev.unpack_offset(arg)
@@ -418,6 +434,10 @@ class PrivcmdDevice(SocketDevice):
             return Mapping(((fd, 0, place.length),), writable=writable, unmapped=notice)
         finally:
             os.close(fd)
+
+
+# What this process has mapped of other domains.
+_others_memory: weakref.WeakSet[Mapping] = weakref.WeakSet()
 
 
 def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: dict[int, int]) -> bytes:
