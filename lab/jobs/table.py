@@ -178,7 +178,8 @@ def a_builder_grants_the_console_again(built: Guest) -> None:
 def a_table_agrees_with_the_model(built: Guest) -> None:
     """A `GrantTable` over the live table of a guest that has not run: what maps is what a plain model says."""
     with xengrant.connect() as domain:
-        run_machine(lambda: builders_bench(domain, built.domid), examples=8, steps=40)
+        # The first ten examples have hardly a step in Debian 12's version of Hypothesis.
+        run_machine(lambda: builders_bench(domain, built.domid), examples=10 + 8, steps=40)
         with builders_bench(domain, built.domid) as bench:
             done = run_random(bench, seed=int(time.time()), steps=1000)
     print(f"what the model and the table did alike: {done}", flush=True)
