@@ -10,6 +10,7 @@ READY := $(VENV)/.ready
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
+EXAMPLES ?= 200
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -59,8 +60,8 @@ controls: $(READY)  ## broken ring and table code, which each must fail a test
 	$(BIN)/pytest tests/controls
 
 differential: $(READY)  ## the same random steps on the embedded machine and on real Xen, compared, in both labs
-	$(BIN)/python -m lab run --release bookworm differential
-	$(BIN)/python -m lab run --release trixie differential
+	$(BIN)/python -m lab run --release bookworm --timeout 3000 differential --examples $(EXAMPLES)
+	$(BIN)/python -m lab run --release trixie --timeout 3000 differential --examples $(EXAMPLES)
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
