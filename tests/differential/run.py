@@ -76,6 +76,7 @@ class Run:
         self.things = Things()
         self.steps: list[Step] = []
         self.is_over = False
+        self._waited: dict[str, bool] = {}
         self._record = record
         record.examples += 1
         for pair in self.pairs:
@@ -93,6 +94,8 @@ class Run:
             raise DriverFailed(json.dumps(self.steps)) from error
         self._compare(one, other)
         self.things.note(step, one)
+        if step["do"] == "wait":
+            self._waited[step["of"]] = "ok" in one
         return one
 
     def look(self) -> None:
@@ -124,6 +127,10 @@ class Run:
         """Whether a revoked reference of a share is nobody else's by now, on either machine."""
         return not any(pair.is_used_again(name, page) for pair in self.pairs)
 
+    def last_wait_had_event(self, port: str) -> bool:
+        """Whether the wait before this one, on the first machine, was not in vain."""
+        return self._waited.get(port, False)
+
     def grants(self, side: str) -> list[dict[str, Any]]:
         """The pages that `side` can be asked to map or copy: the other side's, those that are revoked too."""
         granter = next(other for other in SIDES if other != side)
@@ -141,7 +148,7 @@ class Run:
             self._record.refused[doing] += "error" in one
         elif allowed(self, step, one, other):
             self._record.allowed[doing] += 1
-            self.is_over = True  # what comes after would differ too
+            self.is_over = not step.get("unmask")  # else what comes after would differ too
         else:
             self._differ(one, other)
 
