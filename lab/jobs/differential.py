@@ -23,8 +23,10 @@ from tests.differential.run import Difference, Record, replay, shortest
 from tests.differential.state_machine import run_machine
 from xengrant.testing.embedded import MachineProcess
 
-SHORTENED = 4
-TRIES = 60
+SHORTENED = 3
+"""Differences that are told as few steps, at most: that takes a replay for each step that is left out."""
+
+TRIES = 30
 SETTLE_SECONDS = 30.0
 
 

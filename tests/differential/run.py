@@ -76,6 +76,7 @@ class Run:
         self.things = Things()
         self.steps: list[Step] = []
         self.is_over = False
+        self.is_broken = False
         self._waited: dict[str, bool] = {}
         self._record = record
         record.examples += 1
@@ -91,6 +92,7 @@ class Run:
             one = _plain(self.pairs[0].do(step))
             other = _plain(self.pairs[1].do(_with_patience(step, one)))
         except Exception as error:
+            self.is_broken = True
             raise DriverFailed(json.dumps(self.steps)) from error
         self._compare(one, other)
         self.things.note(step, one)
@@ -113,6 +115,8 @@ class Run:
 
     def finish(self) -> None:
         """Look once more, close everything, and see that nothing is left."""
+        if self.is_broken:
+            return
         self.look()
         for pair in self.pairs:
             pair.end()
