@@ -13,7 +13,7 @@ from pathlib import Path
 _FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
 JOBS = [
     *("suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", _FRONT),
-    "differential --examples 8 --steps 40",
+    "differential --examples 6 --steps 40",
 ]
 LONG_JOBS = [
     "differential --examples 200",
