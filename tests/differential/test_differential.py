@@ -100,7 +100,7 @@ def test_what_hypothesis_chooses_finds_another_errno(monkeypatch: pytest.MonkeyP
         assert found, record.rows()
         assert {each.outcomes[1]["error"]["errno"] for each in found} == {errno.ENOMEM}
         assert {each.signature for each in found} == {"share: GrantTableFull 28 gntalloc / OSError 12"}
-        least = shortest(one, other, found[0], tries=40)
+        least = shortest(one, other, min(found, key=lambda each: len(each.steps)), tries=40)
         told = json.loads(str(least).splitlines()[-1])
         assert {step["do"] for step in told} <= {"open", "share"}
         assert _signature(replay(one, other, told)) == least.signature
