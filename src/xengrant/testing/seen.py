@@ -88,12 +88,12 @@ SEEN: dict[str, str] = {
         block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
         block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
-        copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.offsets
-        copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid events.asyncio
-        events.bad_arguments events.both_ways events.bound_already events.cancelled_wait events.close_sends_nothing
-        events.closed_interface events.coalesce events.descriptor_polls events.each_port_its_events
-        events.first_may_be_spurious events.masked_until_written_back events.no_such_domain events.not_offered
-        events.rebind events.threads_wait_at_once events.wait_has_deadline fork.child_cannot_use
+        copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
+        copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
+        events.asyncio events.bad_arguments events.both_ways events.bound_already events.cancelled_wait
+        events.close_sends_nothing events.closed_interface events.coalesce events.descriptor_polls
+        events.each_port_its_events events.first_may_be_spurious events.masked_until_written_back events.no_such_domain
+        events.not_offered events.rebind events.threads_wait_at_once events.wait_has_deadline fork.child_cannot_use
         fork.child_connects_afresh fork.child_holds_no_grant fork.child_holds_no_map lifetime.munmap_alone
         lifetime.unmap_first map.all_or_nothing map.atomic_words map.bad_arguments map.beyond_the_table
         map.leaving_with_views map.never_granted map.no_such_domain map.one_grant_twice map.order_asked
@@ -129,12 +129,12 @@ SEEN: dict[str, str] = {
         block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
         block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
-        copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.offsets
-        copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid events.asyncio
-        events.bad_arguments events.both_ways events.bound_already events.cancelled_wait events.close_sends_nothing
-        events.closed_interface events.coalesce events.descriptor_polls events.each_port_its_events
-        events.first_may_be_spurious events.masked_until_written_back events.no_such_domain events.not_offered
-        events.rebind events.threads_wait_at_once events.wait_has_deadline fork.child_cannot_use
+        copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
+        copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
+        events.asyncio events.bad_arguments events.both_ways events.bound_already events.cancelled_wait
+        events.close_sends_nothing events.closed_interface events.coalesce events.descriptor_polls
+        events.each_port_its_events events.first_may_be_spurious events.masked_until_written_back events.no_such_domain
+        events.not_offered events.rebind events.threads_wait_at_once events.wait_has_deadline fork.child_cannot_use
         fork.child_connects_afresh fork.child_holds_no_grant fork.child_holds_no_map lifetime.munmap_alone
         lifetime.unmap_first map.all_or_nothing map.atomic_words map.bad_arguments map.beyond_the_table
         map.leaving_with_views map.never_granted map.no_such_domain map.one_grant_twice map.order_asked
