@@ -189,8 +189,16 @@ class Hypervisor:
 
     def _build(self, domain: Domain) -> None:
         """What a domain's builder leaves: refs 0 and 1, which xenconsoled and xenstored map."""
-        memory = Memory(len(_BUILDERS_REFS), f"builder-{domain.domid}")
-        pages = self.frames.add([memory], domain.domid)
+        # Apart, since dom0 may grant one of them on to another domain.
+        memories: list[Memory] = []
+        try:
+            for ref in _BUILDERS_REFS:
+                memories.append(Memory(1, f"builder-{domain.domid}-{ref}"))
+        except BaseException:
+            for memory in memories:
+                memory.close()
+            raise
+        pages = self.frames.add(memories, domain.domid)
         domain.pages.update(pages)
         for ref, page in zip(_BUILDERS_REFS, pages, strict=True):
             domain.table.entries.grant(ref, 0, page.frame, writable=True)

@@ -57,11 +57,18 @@ class Memory:
         """A descriptor of one's own that cannot be mapped writable."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def drop_page(self) -> None:
-        """One page fewer is in use; the last one closes the memory."""
+    def drop_page(self, number: int) -> None:
+        """Nobody uses this page any more; the last one closes the memory.
+
+        Whoever maps another of its pages later gets a descriptor that shows them all, so what was in it goes.
+        """
         self._pages -= 1
         if self._pages == 0:
             self.close()
+        elif self._view is None:
+            os.pwrite(self.fd, bytes(PAGE_SIZE), number * PAGE_SIZE)
+        else:  # which memory that is sealed against writing has
+            self._view[number * PAGE_SIZE : (number + 1) * PAGE_SIZE] = bytes(PAGE_SIZE)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -125,7 +132,7 @@ class Frames:
         page.users -= 1
         if page.users == 0:
             del self._pages[page.frame]
-            page.memory.drop_page()
+            page.memory.drop_page(page.number)
 
     def _new_numbers(self, count: int) -> int:
         """The first of `count` neighbours that are free, and were free for as long as can be."""
