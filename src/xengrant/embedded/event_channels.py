@@ -15,6 +15,7 @@ import socket
 from collections.abc import Sequence
 
 from xengrant.abi.xen import DOMID_SELF
+from xengrant.devices.wire import refuse_descriptors
 from xengrant.embedded.domain import Domain
 
 # Some tens of events. One byte says as much, but a reader frees a byte's room a moment after it took it: where an event
@@ -28,6 +29,7 @@ class Channel:
     def __init__(self) -> None:
         self.ends: Sequence[socket.socket] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in self.ends:
+            refuse_descriptors(end)
             end.setblocking(False)  # else Python itself waits, where the program has a default timeout
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         self.sides = 0
