@@ -300,8 +300,12 @@ class GntallocDevice(SocketDevice):
     def _alloc_readonly(self, arg: bytearray, count: int) -> int:
         mapping, notice = None, self._notice(None)
         try:
-            with contextlib.suppress(OSError):  # ALLOC itself will say what is wrong
+            try:
                 mapping = self._prepare(count, notice)
+            except OSError as error:
+                if error.errno == errno.ENOMEM:  # for a moment, and without it the share could not be written
+                    raise
+                # else ALLOC itself will say what is wrong
             result = self._alloc(arg, notice.cookie)
         except BaseException:
             notice.later = True

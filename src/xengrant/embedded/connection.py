@@ -83,7 +83,14 @@ class Connection:
             file.release()
         if self._xenbus is not None:
             self._xenbus.ended()
+        if self.domain is not None:
+            self.domain.descriptors.give_back()
         self._server.forget(self)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the machine's memory that its long messages have, or are to have."""
+        return self._coming + self.stream.pending
 
     def drained(self) -> None:
         if self._xenbus is not None:
@@ -178,7 +185,9 @@ class Connection:
             domain = self._attach(hello)
             if self._server.count(domain) >= MAX_OF_DOMAIN:
                 raise fault(errno.EMFILE, f"domain {domain.domid} has {MAX_OF_DOMAIN} connections already")
+            domain.descriptors.take()
             self.domain = domain
+            self.stream.descriptors = domain.descriptors
         self._hello_timer.cancel()
         self.device = hello.device
         if self.domain is not None and self.domain.paused:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices.wire import Part
+from xengrant.embedded.descriptors import Descriptors
 from xengrant.memory import Mapping
 
 # include/uapi/linux/fcntl.h; in Python's fcntl from 3.13 on.
@@ -26,11 +27,21 @@ class Memory:
     """Zeroed pages in one memfd, sealed so that nobody who gets the descriptor can resize it.
 
     `reserve` leaves out the last seal, for pages that are to be sealed against writing once they are mapped.
+    `descriptors` is the domain's whose memory it is.
     """
 
-    def __init__(self, pages: int, name: str, *, reserve: bool = False) -> None:
+    def __init__(
+        self, pages: int, name: str, *, reserve: bool = False, descriptors: Descriptors | None = None
+    ) -> None:
         self.length = pages * PAGE_SIZE
-        self.fd = os.memfd_create(f"xengrant-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._descriptors = descriptors
+        if descriptors is not None:
+            descriptors.take()
+        try:
+            self.fd = os.memfd_create(f"xengrant-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except BaseException:
+            self._give_back()
+            raise
         self._pages = pages
         self._view: Mapping | None = None
         try:
@@ -39,6 +50,7 @@ class Memory:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except BaseException:
             os.close(self.fd)
+            self._give_back()
             raise
 
     @property
@@ -74,6 +86,7 @@ class Memory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self._give_back()
             if self._view is not None:
                 self._view.close_on_release()
                 self._view = None
@@ -85,6 +98,10 @@ class Memory:
                 os.close(self.fd)
             self.fd = -1
             self._view = None
+
+    def _give_back(self) -> None:
+        if self._descriptors is not None:
+            self._descriptors.give_back()
 
 
 class Page:
