@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from typing import Protocol
 
 from xengrant.devices import wire
@@ -36,6 +37,12 @@ _FILES_OF_KERNELS: dict[str, type[File]] = {"kernel": Kernel, **_FILES}
 _HELLO_TIMEOUT = 10.0
 # So is one whose message is not complete after so many seconds.
 _MESSAGE_TIMEOUT = 10.0
+
+# Messages longer than this, half sent or not taken yet, may hold so much of the machine's memory for one domain.
+_SHORT = 64 << 10
+_MAX_HELD = 64 << 20
+# Seconds that one connection is served before the others have their turns.
+_TURN = 0.005
 
 # Connections of devices, in all and of one domain; a control connection may come on top.
 MAX_CONNECTIONS = 1024
@@ -103,6 +110,7 @@ class Connection:
             self._xenbus.received(data)
             return
         self._inbox += data
+        turn_ends = time.monotonic() + _TURN
         try:
             while not self.stream.closed and not self.stream.pending and not self.stream.paused:
                 message = self._next_message()
@@ -113,6 +121,9 @@ class Connection:
                 self._serve(*message)
                 if self._xenbus is not None:  # what came behind its HELLO is xenstore's
                     self._xenbus.received(bytes(self._inbox))
+                    return
+                if self._inbox and time.monotonic() >= turn_ends:
+                    self.stream.give_way()
                     return
         except MalformedError as error:
             _log.info("%r dropped: %s", self, error)
