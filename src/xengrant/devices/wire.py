@@ -103,6 +103,12 @@ class Ioctl:
     arg: bytearray
     pointers: list[Argument]
 
+    @property
+    def size(self) -> int:
+        """Bytes that go back."""
+        out = (pointer.data for pointer in self.pointers if pointer.direction in (Direction.OUT, Direction.INOUT))
+        return len(self.arg) + sum(map(len, out))
+
     def index(self) -> dict[tuple[int, int], Argument]:
         """The pointers by (holder, at)."""
         return {(pointer.holder, pointer.at): pointer for pointer in self.pointers}
