@@ -7,14 +7,16 @@ done, 1 an error, 2 usage or "busy, try again", 129, 130 and 143 interrupted bef
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, Protocol, cast
 
 from xengrant import __version__
 from xengrant.cli import arguments, output
+from xengrant.cli.dump import printable
 from xengrant.cli.hold import terminates
 from xengrant.errors import GrantBusy, GrantError
 
@@ -35,11 +37,11 @@ _DESCRIPTION = "Xen grant tables: share memory pages with another domain, and ma
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool with `argv` (the process's own arguments by default); the exit status."""
-    with terminates():
+    with terminates(), _logged() as log:
         try:
             args = _parser().parse_args(argv)
             if args.verbose:
-                logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+                log.setLevel(logging.DEBUG)
             return _run(args)
         except output.ReaderGoneError:
             return 141  # as of a program that SIGPIPE ended
@@ -55,8 +57,37 @@ def _commands() -> tuple[_Command, ...]:
     return cast("tuple[_Command, ...]", commands)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but what was typed, perhaps by a script that had it from elsewhere, is escaped where it is said."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
+class _Log(logging.Handler):
+    """What the library logs, on stderr; others wrote some of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.say(f"{record.name}: {record.getMessage()}")
+        if record.exc_info and record.exc_info[1]:
+            output.say_lines(traceback.format_exception(record.exc_info[1]))
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[logging.Logger]:
+    """Warnings are shown; the logger is what decides that."""
+    log, handler = logging.getLogger(), _Log()
+    level = log.level
+    log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="xengrant",
         description=_DESCRIPTION,
         epilog=arguments.examples(
@@ -100,8 +131,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, error: Exception, status: int) -> int:
     if args.verbose:
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            output.say(line)
+        output.say_lines(traceback.format_exception(error))
     output.say(f"xengrant: {_text(error)}")
     return status
 

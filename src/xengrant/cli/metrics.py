@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
                     output.emit_json(
                         name=family.name, labels=dict(zip(family.labels, labels, strict=True)), value=value
                     )
+            elif sys.stdout.isatty():  # which may take bytes of UTF-8 for controls of 8 bits
+                output.emit_text(_exposed(family).decode())
             else:
                 output.emit_raw(_exposed(family))
     return 0
