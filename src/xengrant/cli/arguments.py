@@ -23,14 +23,13 @@ __all__ = [
     "interval",
     "number",
     "pages_text",
+    "port",
     "refs",
     "resolve_domid",
     "resolve_peer",
     "ring_size",
     "seconds",
 ]
-
-_MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +82,14 @@ def count(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A TCP port, 0 for any."""
+    value = number(text)
+    if value > 0xFFFF:
+        raise argparse.ArgumentTypeError("a port is at most 65535")
+    return value
+
+
 def ring_size(text: str) -> int:
     """Bytes of a vchan's ring: ``65536``, ``64K``, ``1M``, which is the most."""
     digits, factor = (text[:-1], {"K": 1 << 10, "M": 1 << 20}[text[-1]]) if text[-1:] in ("K", "M") else (text, 1)
@@ -122,12 +129,17 @@ def fields(parser: argparse.ArgumentParser, text: str, known: Sequence[str]) -> 
     return wanted
 
 
-def refs(text: str) -> list[int]:
-    """Refs and ranges, unsigned 32-bit, as `share` prints and xenstore holds them: ``8``, ``8-23``, ``8-23,40``."""
+def refs(parser: argparse.ArgumentParser, texts: Sequence[str]) -> list[int]:
+    """Refs and ranges, unsigned 32-bit, as `share` prints and xenstore holds them: ``8``, ``8-23``, ``8-23,40``.
+
+    Wrong usage for more of them, of all `texts` together, than can be mapped at once.
+    """
+    if not texts:
+        return []
     try:
-        grants = meeting.parse(0, f"{text[:64]!r}", b"0", [text.encode("ascii", "replace")])
+        grants = meeting.parse(0, "REF", b"0", [text.encode("ascii", "replace") for text in texts])
     except ProtocolError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        parser.error(str(error))
     return [grant.ref for grant in grants]
 
 

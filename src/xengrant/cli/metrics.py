@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--listen",
         metavar="PORT",
         nargs="?",
-        type=arguments.number,
+        type=arguments.port,
         const=_PORT,
         help=f"serve http://127.0.0.1:PORT/metrics (default {_PORT}; 0: any) until interrupted, each time with the "
         "figures of that moment; needs prometheus-client: pip install xengrant[metrics]",
