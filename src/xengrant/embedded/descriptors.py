@@ -11,7 +11,7 @@ import resource
 
 __all__ = ["Descriptors", "share"]
 
-_SHARE = 4  # one domain may take one in so many
+_SHARE = 2  # one domain may take one in so many
 
 
 def share() -> int:

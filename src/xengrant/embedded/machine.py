@@ -52,8 +52,8 @@ class Machine:
     another user's or open to others. Domain 0 is there from the start; others are created by the first process that
     joins as them.
 
-    Every page range, port and connection costs descriptors of this process, whose limit is not touched here (`run`
-    raises it): with many thousands of grants raise RLIMIT_NOFILE.
+    Every page range, port and connection costs descriptors of this process, of which one domain may have half, dom0
+    all. Their limit is not touched here (`run` raises it): with many thousands of grants raise RLIMIT_NOFILE.
 
     Threads: any call from any thread. The machine has a thread of its own, which runs none of its callers' code.
     """
