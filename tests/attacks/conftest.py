@@ -1,7 +1,7 @@
 """Each test here is an attempt of domain 3 to do what it must not. After it an honest pair of domains is served.
 
-What was tried becomes a row of the evidence: the test's docstring, the module's `THROUGH`, and the outcome, which is
-the errno of `refused`, or what the test has said by `outcome`.
+What was tried becomes a row of the evidence, all cases of a test together: its docstring, the module's `THROUGH`, and
+the outcomes, which are the errno of `refused`, or what the test has said by `outcome`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -24,6 +25,7 @@ LONG = 30.0  # seconds
 _PASSED = pytest.StashKey[bool]()
 
 Outcome = Callable[[str], None]
+Tried = defaultdict[tuple[str, str], list[list[str]]]
 Refused = Callable[..., contextlib.AbstractContextManager[None]]
 
 
@@ -70,11 +72,23 @@ def refused(outcome: Outcome) -> Refused:
     return refused
 
 
+@pytest.fixture(scope="session")
+def tried(evidence: Callable[[str, Sequence[str]], records.Table]) -> Iterator[Tried]:
+    """What came of each case, by attempt and where it went through."""
+    tried: Tried = defaultdict(list)
+    yield tried
+    table = evidence("attacks", ["attempt", "through", "outcome"])
+    for (attempt, through), cases in tried.items():
+        said = ", ".join(dict.fromkeys(text for case in cases for text in case))
+        many = f" ({len(cases)} cases)" if len(cases) > 1 else ""
+        table.add(attempt + many, through, said or "dropped or refused, and nobody else notices")
+
+
 @pytest.fixture(autouse=True)
 def _judged(
     request: pytest.FixtureRequest,
     machine: Machine,
-    evidence: Callable[[str, Sequence[str]], records.Table],
+    tried: Tried,
     eventually: Callable[..., None],
 ) -> Iterator[None]:
     """What must hold after each attempt; and its row."""
@@ -86,10 +100,7 @@ def _judged(
     check_served(machine)
     eventually(lambda: not machine.leaks(), lambda: f"still in use: {machine.leaks()}")
     eventually(lambda: _in_use(machine) == before, lambda: f"in use: {_in_use(machine)}, before {before}")
-    said = dict.fromkeys(request.node.stash.get(_OUTCOMES, []))
-    evidence("attacks", ["attempt", "through", "outcome"]).add(
-        _attempt(request), request.module.THROUGH, ", ".join(said) or "dropped or refused, and nobody else notices"
-    )
+    tried[_attempt(request), request.module.THROUGH].append(request.node.stash.get(_OUTCOMES, []))
 
 
 _OUTCOMES = pytest.StashKey[list[str]]()
@@ -121,5 +132,4 @@ def _in_use(machine: Machine) -> tuple[int, int]:
 def _attempt(request: pytest.FixtureRequest) -> str:
     """What the test says that it tries."""
     said: str = request.function.__doc__ or request.function.__name__.removeprefix("test_").replace("_", " ")
-    case = getattr(request.node, "callspec", None)
-    return said.strip().rstrip(".") + (f" ({case.id})" if case is not None else "")
+    return said.strip().rstrip(".")
