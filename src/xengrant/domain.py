@@ -21,6 +21,7 @@ from xengrant.devices import Device, System, open_system
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError
 from xengrant.evtchn import AsyncEventChannels, EventChannels
 from xengrant.foreign_table import ForeignGrantTable
+from xengrant.forks import abandon_in_child
 from xengrant.gntshr import Gntshr
 from xengrant.gnttab import Gnttab, Grant
 from xengrant.peer import AsyncPeer, Peer
@@ -49,19 +50,28 @@ class Domain:
 
     Closing it removes its advertisements and stops its peers; interfaces, shares and maps made through it live on.
     Where the program is the domain's kernel (``kernel=1``), the domain ends with the last `Domain` of this process, and
-    the last share and page made through it. Threads: any call from any thread.
+    the last share and page made through it. Threads: any call from any thread. Fork: in the child nothing is open, and
+    what it opens from then on is its own.
     """
 
     def __init__(self, system: System) -> None:
         self.system = system
         self.closed = False
-        self._lock = threading.RLock()
         self._domid: int | None = None
+        self._met: dict[int, str] = {}
+        self._open_nothing()
+        abandon_in_child(self)
+
+    def _open_nothing(self) -> None:
+        self._lock = threading.RLock()
         self._store: XenStore | None = None
         self._kernel: kernelspace.Kernel | None = None
         self._advertisements: list[Advertisement] = []
         self._peers: weakref.WeakSet[Peer] = weakref.WeakSet()
-        self._met: dict[int, str] = {}
+
+    def _abandon(self) -> None:
+        self._parents = self._store, self._kernel, self._advertisements
+        self._open_nothing()
 
     @property
     def url(self) -> str:

@@ -28,7 +28,9 @@ from typing import Protocol
 
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable
 
-__all__ = ["SharedReader", "deadline_after", "seconds_until"]
+__all__ = ["SharedReader", "deadline_after", "pause_until", "seconds_until"]
+
+_LONGEST_PAUSE = 1.0  # seconds
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -90,7 +92,7 @@ class SharedReader:
                 elif self._leader == threading.get_ident():
                     raise RuntimeError(f"waiting for {self._device.name} again inside a wait of the same thread")
                 else:
-                    self._changed.wait(seconds_until(deadline))
+                    self._changed.wait(pause_until(deadline))
                 if _has_passed(deadline):
                     return predicate()
             return True
@@ -225,6 +227,14 @@ class SharedReader:
 def seconds_until(deadline: float | None) -> float | None:
     """The seconds left until `deadline`, at least 0; None for ever."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def pause_until(deadline: float | None) -> float:
+    """How long to wait for a condition before looking again: a child that a signal handler forks meanwhile has nobody
+    who would notify it.
+    """
+    seconds = seconds_until(deadline)
+    return _LONGEST_PAUSE if seconds is None else min(seconds, _LONGEST_PAUSE)
 
 
 def _acquire(lock: threading.RLock) -> None:

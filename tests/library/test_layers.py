@@ -15,7 +15,7 @@ ROOT = Path(xengrant.__file__).parent
 # From the bottom; a layer imports what lies below it, never beside or above.
 LAYERS = [
     {"errors", "abi", "_native"},
-    {"memory", "arguments"},
+    {"memory", "arguments", "forks"},
     {"devices", "waiting"},
     {"grant_table", "gntshr", "gnttab", "evtchn", "xenstore"},
     {"peer", "foreign_table", "kernelspace"},
@@ -29,7 +29,7 @@ LAYERS = [
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # The machine stands beside the library: the same bytes, and nothing that the library does with them.
-EMBEDDED_NEEDS = {"abi", "devices.wire", "grant_table", "memory", "_native", "errors", "embedded"}
+EMBEDDED_NEEDS = {"abi", "devices.wire", "grant_table", "memory", "_native", "errors", "forks", "embedded"}
 MAY_USE_EMBEDDED = {"embedded", "testing", "cli"}
 
 # Bytes have one home. Beside abi/: the socket's own format, and struct ucred, which no header of Xen knows.

@@ -157,6 +157,10 @@ class Client:
         except (ConnectionError, EOFError, wire.MalformedError):
             self.dead = True
             raise self.gone() from None
+        except OSError:
+            if not self.closed:
+                raise
+            raise self.gone() from None  # meanwhile, in a child that a signal handler forked
         self._exchange = None
         if not complete:
             raise DescriptorsLostError(reply.result)

@@ -188,6 +188,9 @@ class SocketDevice(Device):
                 if self._client.dead:
                     self._check_open()
                 return self._client.request(kind, body)
+        except InterfaceUnavailable:
+            self._check_open()  # it was the fork of a signal handler's, in the child
+            raise
         finally:
             self._call_back(told)
             self._flush()
@@ -225,8 +228,9 @@ class SocketDevice(Device):
         while self._unmapped or self._is_over():
             acquired: list[bool] = []
             told: list[_Unmapped] = []
+            lock = self._lock  # in a child that a signal handler forks here it is another afterwards
             try:
-                acquired.extend(map(self._lock.acquire, (False,)))  # one step, see client._Exchange
+                acquired.extend(map(lock.acquire, (False,)))  # one step, see client._Exchange
                 if not acquired[0]:
                     return
                 told = self._tell()
@@ -234,12 +238,13 @@ class SocketDevice(Device):
                     self._release()
             finally:
                 if acquired and acquired[0]:
-                    self._lock.release()
+                    lock.release()
                 self._call_back(told)
 
     def _tell(self) -> list[_Unmapped]:
         """Send one MUNMAP for all that is queued; holding the lock."""
-        told = list(self._unmapped)
+        # One by one: others append, which without a GIL ends an iteration.
+        told = [self._unmapped[number] for number in range(len(self._unmapped))]
         if told:
             with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
                 self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))

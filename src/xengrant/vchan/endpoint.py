@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 from xengrant._native import Stream
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
+from xengrant.forks import abandon_in_child
 from xengrant.vchan import keys as meeting
 from xengrant.vchan.channel import Channel
 from xengrant.waiting import deadline_after, seconds_until
@@ -94,8 +95,14 @@ class Vchan(Stream):
             self._doorbell.patience = _PATIENCE
         self._store = store  # a server's, where its keys stand
         self._finished = False
+        self._why_ended = "closed"
         self._closing = threading.RLock()
         _note_open(self)
+        abandon_in_child(self)
+
+    def _abandon(self) -> None:
+        self._closing = threading.RLock()
+        self._ended, self._why_ended = True, "the parent process's"
 
     @property
     def domid(self) -> int:
@@ -382,7 +389,7 @@ class Vchan(Stream):
 
     def _check_open(self) -> None:
         if self._ended:
-            raise InterfaceClosed(f"this end of the vchan at {self.path} is closed")
+            raise InterfaceClosed(f"this end of the vchan at {self.path} is {self._why_ended}")
 
     def _peer_closed(self) -> PeerClosed:
         return PeerClosed(errno.EPIPE, f"domain {self.domid} has closed the vchan at {self.path}")
