@@ -41,16 +41,17 @@ class Ran(NamedTuple):
     seconds: float
 
 
-def run(*arguments: str, flags: tuple[str, ...] = ("-W", "default")) -> Ran:
+def run(*arguments: str, module: str | None = __spec__.name, flags: tuple[str, ...] = ("-W", "default")) -> Ran:
     """Run the program to its end; where that does not come, `errors` has what all its threads are at."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # Of Python 3.12 on: that other threads run is what is tried.
-    command = [sys.executable, *flags, "-W", "ignore:.*fork:DeprecationWarning", "-m", __spec__.name, *arguments]
+    what = [] if module is None else ["-W", "ignore:.*fork:DeprecationWarning", "-m", module]
+    command = [sys.executable, *flags, *what, *arguments]
     started = time.monotonic()
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
         try:
-            told, errors = process.communicate(timeout=LONG * len(arguments))
+            told, errors = process.communicate(timeout=LONG * max(2, len(arguments)))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGABRT)  # for the stacks of all threads, children's too
             told, errors = process.communicate()
@@ -159,7 +160,10 @@ def handler(there: Domains, directory: str, name: str, said: list[str]) -> None:
         signal.pthread_kill(main.ident or 0, signal.SIGUSR1)
         until(lambda: bool(forked), "the handler has run")
         forked.append(wait_for(forked[0]))
-        thing.end()
+        try:
+            thing.check()
+        finally:
+            thing.end()
 
     with KINDS[name](there) as thing:
         interrupting = threading.Thread(target=interrupt)
@@ -173,8 +177,7 @@ def handler(there: Domains, directory: str, name: str, said: list[str]) -> None:
             sys.exit(7)
         assert forked[0] != 0, "the child's call has returned"
         interrupting.join(LONG)
-        assert forked[1] == 7, "the child has failed"
-        thing.check()
+        assert forked[1] == 7, f"the child has ended with {forked[1]}"
     os.close(tell)
     with open(pipe) as told:
         said.append(f"the call: {told.read()}")
@@ -182,6 +185,7 @@ def handler(there: Domains, directory: str, name: str, said: list[str]) -> None:
 
 def main() -> None:
     directory, mode, *names = sys.argv[1:]
+    owner = os.getpid()
     faulthandler.enable()
     modes: dict[str, Any] = {"fork": fork, "handler": handler}
     for name in names:
@@ -190,6 +194,8 @@ def main() -> None:
             with ExitStack() as held:
                 modes[mode](Domains.join(directory, held), directory, name, said)
         except Exception:
+            if os.getpid() != owner:
+                raise
             failure = traceback.format_exc()
         seconds = round(time.monotonic() - started, 3)
         print(json.dumps({"name": name, "seconds": seconds, "said": said, "failure": failure}), flush=True)

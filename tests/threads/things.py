@@ -50,7 +50,8 @@ class Domains(NamedTuple):
         def url(domid: int, rest: str = "") -> str:
             return f"embedded:{directory}?domid={domid}{rest}"
 
-        return cls(*(held.enter_context(xengrant.connect(url(domid))) for domid in range(3)), url)
+        zero, one, two = (held.enter_context(xengrant.connect(url(domid))) for domid in range(3))
+        return cls(zero, one, two, url)
 
 
 @dataclass
@@ -130,6 +131,7 @@ def share(there: Domains) -> Iterator[Thing]:
     ):
         _drain(other)
         share.mapping[:5] = b"\x07kept"
+
         def check() -> None:
             assert mapped.mapping[:5] == share.mapping[:5] == b"\x07kept"
             silent(other)
@@ -242,7 +244,15 @@ def following_port(there: Domains) -> Iterator[Thing]:
 @contextmanager
 def _at_it(wait: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
     """Another thread is in the call, until the block ends, where this is not a child."""
-    thread, owner = threading.Thread(target=wait), os.getpid()
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            wait()
+        except Exception as failure:
+            failures.append(failure)
+
+    thread, owner = threading.Thread(target=run, daemon=True), os.getpid()
     thread.start()
     in_a_call(thread)
     yield
@@ -250,6 +260,7 @@ def _at_it(wait: Callable[[], object], end: Callable[[], object]) -> Iterator[No
         end()
         thread.join(LONG)
         assert not thread.is_alive(), "the other thread's wait has not ended"
+        assert not failures, failures
 
 
 @contextmanager
@@ -484,6 +495,7 @@ def table(there: Domains) -> Iterator[Thing]:
             [page.close, kernel.close],
         )
         table.end_access(held)
+        page.close()
 
 
 @contextmanager
@@ -494,6 +506,7 @@ def foreign_table(there: Domains) -> Iterator[Thing]:
         gntshr.share_pages(2, 3, writable=True) as share,
         there.zero.grant_table(of=1) as table,
     ):
+
         def check() -> None:
             assert set(share.refs) <= {entry.ref for entry in table.grants()}
 

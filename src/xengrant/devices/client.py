@@ -17,6 +17,7 @@ from typing import Any
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind
 from xengrant.errors import InterfaceUnavailable
+from xengrant.forks import abandon_in_child
 
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 _RECEIVE_LEAST, _RECEIVE_MOST = 1 << 12, 1 << 20
@@ -105,11 +106,13 @@ class Client:
     def __init__(self, directory: str, domid: int, device: str, *, kernel: bool = False) -> None:
         self._what = f"the embedded machine in {directory}"
         self._domid = domid
-        self.sock = _connect(directory)
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.dead = False  # the machine has hung up
         self.closed = False
         self.device_closed = False  # what is left is open for mappings only
         self._exchange: _Exchange | None = None  # what was begun and not finished
+        abandon_in_child(self)
+        _connect(directory, self.sock)
         try:
             hello = self._request(Kind.HELLO, wire.pack_hello(domid, device, kernel=kernel))
             _limit_waiting(self.sock, 0)
@@ -139,8 +142,14 @@ class Client:
         for fd in exchange.descriptors() if exchange else ():
             os.close(fd)
 
+    _abandon = close
+
     def gone(self) -> InterfaceUnavailable:
         """The error that says that the machine hung up."""
+        if self.closed:
+            return InterfaceUnavailable(
+                errno.ENODEV, f"{self._what}: this connection is closed, or is that of the process that forked this one"
+            )
         return InterfaceUnavailable(
             errno.ENODEV,
             f"{self._what} has ended this connection: it was stopped, or domain {self._domid} was destroyed",
@@ -177,15 +186,15 @@ def ask(directory: str, operation: str, **arguments: Any) -> Any:
         client.close()
 
 
-def _connect(directory: str) -> socket.socket:
+def _connect(directory: str, sock: socket.socket) -> None:
     hint = f"start one with `xengrant machine --dir {directory}`"
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        sock.close()
         raise InterfaceUnavailable(
             error.errno, f"{directory}: {error.strerror}: no embedded machine here; {hint}"
         ) from None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _check_own(directory, os.fstat(fd))
         _limit_waiting(sock, _HELLO_TIMEOUT)
@@ -208,7 +217,6 @@ def _connect(directory: str) -> socket.socket:
         raise
     finally:
         os.close(fd)
-    return sock
 
 
 def _limit_waiting(sock: socket.socket, seconds: float) -> None:

@@ -177,7 +177,7 @@ class SocketDevice(Device):
         self.closed = True
         self._client.close()
         self._lock = threading.Lock()  # another thread of the parent may have held it
-        self._unmapped.clear()
+        self._unmapped = deque()
 
     def request(self, kind: Kind, body: bytes = b"") -> Reply:
         """Ask the machine, after it was told of all that was unmapped before."""
@@ -244,13 +244,14 @@ class SocketDevice(Device):
     def _tell(self) -> list[_Unmapped]:
         """Send one MUNMAP for all that is queued; holding the lock."""
         # One by one: others append, which without a GIL ends an iteration.
-        told = [self._unmapped[number] for number in range(len(self._unmapped))]
+        unmapped = self._unmapped  # in a child that a signal handler forks here it is another afterwards
+        told = [unmapped[number] for number in range(len(unmapped))]
         if told:
             with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
                 self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))
             for notice in told:
                 self._live.pop(notice.cookie, None)
-                self._unmapped.popleft()  # others only append
+                unmapped.popleft()  # others only append
         return told
 
     def _call_back(self, told: list[_Unmapped]) -> None:
