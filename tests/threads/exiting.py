@@ -1,0 +1,102 @@
+"""A program that ends with everything open and threads in every call: `main` here, run by `test_exit.py`.
+
+python -m tests.threads.exiting DIRECTORY WAY
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from .async_things import KINDS as LOOPED
+from .things import KINDS, Domains, Thing, in_a_call, until
+
+
+def open_everything(directory: str, held: ExitStack) -> list[Thing]:
+    """One of each kind, with a daemon thread in its call."""
+    there = Domains.join(directory, held)
+    found = []
+    for name, kind in {**KINDS, **LOOPED}.items():
+        thing = held.enter_context(kind(there))
+        if thing.is_steady and not thing.has_loop:
+            thing.is_ready.set()
+        thread = threading.Thread(target=_quietly(thing.wait), name=name, daemon=True)
+        thread.start()
+        until(thing.is_ready.is_set, f"{name} is open")
+        if thing.is_steady:
+            in_a_call(thread)
+        found.append(thing)
+    return found
+
+
+def _quietly(wait: Callable[[], object]) -> Callable[[], None]:
+    """Where an atexit function closes what its call is about, that ends with an error, which is its own affair."""
+
+    def run() -> None:
+        try:
+            wait()
+        except Exception as error:
+            ended.append(error)
+
+    return run
+
+
+ended: list[Exception] = []
+
+
+def _exit_in_a_thread() -> None:
+    thread = threading.Thread(target=sys.exit, args=(5,))
+    thread.start()
+    thread.join()
+
+
+def _raise() -> None:
+    raise LookupError("the program's own")
+
+
+def _raise_in_a_loop() -> None:
+    async def main() -> None:
+        _raise()
+
+    asyncio.run(main())
+
+
+def _interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.raise_signal(signal.SIGINT)
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "the end of the program": lambda: None,
+    "sys.exit": lambda: sys.exit(3),
+    "sys.exit in a thread": _exit_in_a_thread,
+    "an exception": _raise,
+    "an exception in a loop": _raise_in_a_loop,
+    "SIGINT": _interrupt,
+    "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
+    "os._exit": lambda: os._exit(4),
+    "kill -9": lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+
+
+def main() -> None:
+    directory, way = sys.argv[1:]
+    faulthandler.enable()
+    held = ExitStack()
+    kept.extend(open_everything(directory, held))
+    kept.append(held)
+    print("open", flush=True)
+    WAYS[way]()
+
+
+kept: list[object] = []
+
+
+if __name__ == "__main__":
+    main()
