@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential \
+.PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
+	test-freethreaded \
 	bench bench-table bench-vchan screenshots wheel clean
 
 FUZZ_S ?= 600
@@ -44,7 +45,7 @@ test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 G
 	$(BIN)/python -m lab test --long
 
 faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
-	$(BIN)/pytest tests/faults
+	$(BIN)/pytest tests/faults tests/threads
 
 attacks: $(READY)  ## a domain of an embedded machine tries all that it must not be able to do
 	$(BIN)/pytest tests/attacks
@@ -61,6 +62,17 @@ controls: $(READY)  ## broken ring and table code, which each must fail a test
 differential: $(READY)  ## the same random steps on the embedded machine and on real Xen, compared, in both labs
 	$(BIN)/python -m lab run --release bookworm differential
 	$(BIN)/python -m lab run --release trixie differential
+
+sanitize: $(READY)  ## _native under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(BIN)/python -m tests.sanitize
+
+test-freethreaded:  ## the tests on a CPython without a GIL, make test-freethreaded PYTHON=/path/to/python3.13t
+	$(PYTHON) -c 'import sys; sys.exit(getattr(sys, "_is_gil_enabled", lambda: True)() and "$(PYTHON) has a GIL")'
+	$(PYTHON) -m venv build/freethreaded
+	build/freethreaded/bin/pip install --quiet --disable-pip-version-check -e . 'pytest>=8' 'hypothesis>=6.100'
+	build/freethreaded/bin/python -c 'import xengrant, sys; sys.exit(sys._is_gil_enabled() and "_native wants the GIL")'
+	build/freethreaded/bin/pytest tests/native tests/threads tests/rings tests/grant_table tests/xenstore tests/library \
+		tests/vchan tests/embedded tests/conformance
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
