@@ -69,7 +69,8 @@ sanitize: $(READY)  ## _native under AddressSanitizer, UndefinedBehaviorSanitize
 test-freethreaded:  ## the tests on a CPython without a GIL, make test-freethreaded PYTHON=/path/to/python3.13t
 	$(PYTHON) -c 'import sys; sys.exit(getattr(sys, "_is_gil_enabled", lambda: True)() and "$(PYTHON) has a GIL")'
 	$(PYTHON) -m venv build/freethreaded
-	build/freethreaded/bin/pip install --quiet --disable-pip-version-check -e . 'pytest>=8' 'hypothesis>=6.100'
+	build/freethreaded/bin/pip install --quiet --disable-pip-version-check --only-binary hypothesis -e . \
+		'pytest>=8' 'hypothesis>=6.100'
 	build/freethreaded/bin/python -c 'import xengrant, sys; sys.exit(sys._is_gil_enabled() and "_native wants the GIL")'
 	build/freethreaded/bin/pytest tests/native tests/threads tests/rings tests/grant_table tests/xenstore tests/library \
 		tests/vchan tests/embedded tests/conformance
