@@ -56,13 +56,9 @@ def _exit_in_a_thread() -> None:
     thread.join()
 
 
-def _raise() -> None:
-    raise LookupError("the program's own")
-
-
 def _raise_in_a_loop() -> None:
     async def main() -> None:
-        _raise()
+        raise LookupError("the program's own")
 
     asyncio.run(main())
 
@@ -74,9 +70,7 @@ def _interrupt() -> None:
 
 WAYS: dict[str, Callable[[], object]] = {
     "the end of the program": lambda: None,
-    "sys.exit": lambda: sys.exit(3),
     "sys.exit in a thread": _exit_in_a_thread,
-    "an exception": _raise,
     "an exception in a loop": _raise_in_a_loop,
     "SIGINT": _interrupt,
     "SIGTERM": lambda: signal.raise_signal(signal.SIGTERM),
