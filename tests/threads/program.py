@@ -45,7 +45,7 @@ def run(*arguments: str, module: str | None = __spec__.name, flags: tuple[str, .
     """Run the program to its end; where that does not come, `errors` has what all its threads are at."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     # Of Python 3.12 on: that other threads run is what is tried.
-    what = [] if module is None else ["-W", "ignore:.*fork:DeprecationWarning", "-m", module]
+    what = [] if module is None else ["-W", "ignore::DeprecationWarning", "-m", module]
     command = [sys.executable, *flags, *what, *arguments]
     started = time.monotonic()
     pipe = subprocess.PIPE
