@@ -21,9 +21,8 @@ from .things import KINDS, Domains, Thing, in_a_call, until
 def open_everything(directory: str, held: ExitStack) -> list[Thing]:
     """One of each kind, with a daemon thread in its call."""
     there = Domains.join(directory, held)
-    found = []
-    for name, kind in {**KINDS, **LOOPED}.items():
-        thing = held.enter_context(kind(there))
+    found = {name: held.enter_context(kind(there)) for name, kind in {**KINDS, **LOOPED}.items()}
+    for name, thing in sorted(found.items(), key=lambda each: not each[1].is_steady):  # last what is never at rest
         if thing.is_steady and not thing.has_loop:
             thing.is_ready.set()
         thread = threading.Thread(target=_quietly(thing.wait), name=name, daemon=True)
@@ -31,8 +30,7 @@ def open_everything(directory: str, held: ExitStack) -> list[Thing]:
         until(thing.is_ready.is_set, f"{name} is open")
         if thing.is_steady:
             in_a_call(thread)
-        found.append(thing)
-    return found
+    return list(found.values())
 
 
 def _quietly(wait: Callable[[], object]) -> Callable[[], None]:

@@ -51,7 +51,7 @@ def run(*arguments: str, module: str | None = __spec__.name, flags: tuple[str, .
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, process_group=0) as process:
         try:
-            told, errors = process.communicate(timeout=LONG * max(2, len(arguments)))
+            told, errors = process.communicate(timeout=LONG * max(3, len(arguments)))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGABRT)  # for the stacks of all threads, children's too
             told, errors = process.communicate()
