@@ -303,10 +303,10 @@ def watch(there: Domains) -> Iterator[Thing]:
 def requests(there: Domains) -> Iterator[Thing]:
     """A connection to xenstore with a request under way, most of the time."""
     with there.one.xenstore() as store:
-        store.write("data/thing", "before")
+        store.write("data/asked", "before")
         reads: dict[str, Callable[[], object]] = {
-            "XenStore.read": lambda: store.read("data/thing"),
-            "XenStore.read in time": lambda: store.read("data/thing", timeout=1),
+            "XenStore.read": lambda: store.read("data/asked"),
+            "XenStore.read in time": lambda: store.read("data/asked", timeout=1),
         }
         yield _churning(reads["XenStore.read"], reads["XenStore.read"], reads, [store.close])
 
