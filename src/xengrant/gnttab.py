@@ -11,7 +11,8 @@ import errno
 import itertools
 import logging
 import operator
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -352,7 +353,9 @@ class _Unmap:
         self._count = count
         self.index = index
 
-    def __call__(self) -> None:
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # modules may be gone, and the process' end is the file's release
+            return
         with contextlib.suppress(InterfaceClosed):  # then the last munmap is the file's release
             self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(self.index, self._count))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -260,8 +261,9 @@ class _Free:
         self._frame = frame
         self._count = count
 
-    def __call__(self) -> None:
-        self._kernel.free_frames(self._frame, self._count)
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # modules may be gone, and with the process the domain ends
+            self._kernel.free_frames(self._frame, self._count)
 
 
 class _Frame:
@@ -294,8 +296,8 @@ class _Revoke:
         if notify is not None:
             self._arm(frame, notify)
 
-    def __call__(self) -> None:
-        if self.armed:  # the table is asked last, and perhaps later, since this may be a finalizer
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.armed and not is_finalizing():  # the table is asked last, and perhaps later, since this may be a finalizer
             self._notify()
             self._kernel.table._call_outside(self._revoke)
 

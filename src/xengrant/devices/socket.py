@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -108,8 +109,9 @@ class _Unmapped:
         self.callback = callback
         self.later = False
 
-    def __call__(self) -> None:
-        self.device.unmapped(self)
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # modules may be gone, and the process' end says it all
+            self.device.unmapped(self)
 
 
 class SocketDevice(Device):

@@ -274,8 +274,8 @@ class Vchan(Stream):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if sys.is_finalizing():  # _close_open was here before, while there was something to close it with
+    def __del__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # _close_open was here before, while there was something to close it with
             return
         held = getattr(self, "_held", None)
         if held is not None and not self._channel.closed:
