@@ -297,7 +297,7 @@ class _Revoke:
             self._arm(frame, notify)
 
     def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if self.armed and not is_finalizing():  # the table is asked last, and perhaps later, since this may be a finalizer
+        if self.armed and not is_finalizing():  # the table is asked last, perhaps later: this may be a finalizer
             self._notify()
             self._kernel.table._call_outside(self._revoke)
 
