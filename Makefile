@@ -35,12 +35,10 @@ mutants: $(READY)  ## break the code once for each conformance case and see the 
 test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
 	$(BIN)/python -m lab test
 
-test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, lies for 10 minutes, disks
+test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, fuzzers, disks
 	XENGRANT_RACE_ROUNDS=1000000 $(BIN)/pytest --durations=0 tests/grant_table/test_races.py
 	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
-	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/vchan/test_lies.py
-	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/pv/test_hostile.py
-	XENGRANT_FUZZ_S=90 $(BIN)/pytest --durations=0 tests/block/test_lies.py
+	$(BIN)/python -m tests.fuzz --seconds 60
 	$(BIN)/python -m lab test --long
 
 faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
