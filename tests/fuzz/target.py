@@ -48,7 +48,7 @@ class Target:
     """Files and folders below src/xengrant whose lines tell which inputs are worth keeping; none where it is C."""
     isolated: ClassVar[bool] = False
     """Whether a finding ends the process, so that tests give it one of its own."""
-    deadline: ClassVar[float] = 30.0
+    deadline: ClassVar[float] = 60.0
     """Seconds that no input may take, on a machine that others load."""
     short: ClassVar[int] = 60
     """New inputs of the short form in `make test`."""
@@ -99,7 +99,7 @@ def number(chance: Random, most: int = (1 << 64) - 1) -> int:
 
 
 @contextmanager
-def quick(what: str, seconds: float = 10.0) -> Iterator[None]:
+def quick(what: str, seconds: float = 20.0) -> Iterator[None]:
     """The block takes less than so many seconds."""
     started = time.monotonic()
     yield

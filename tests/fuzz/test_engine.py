@@ -26,7 +26,7 @@ ENOUGH = 20_000  # inputs
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the toys find is kept apart, and no process is given long to show that it hangs."""
     monkeypatch.setattr(tool, "FOLDER", tmp_path)
-    monkeypatch.setattr(tool, "_PATIENCE", 5.0)
+    monkeypatch.setattr(tool, "_PATIENCE", 3.0)
 
 
 def test_what_is_wrong_is_found_with_few_steps_and_found_again() -> None:
@@ -36,8 +36,8 @@ def test_what_is_wrong_is_found_with_few_steps_and_found_again() -> None:
     assert [step[1] for step in load(found.finding)] == [3, 1, 2]
     assert "it is there" in found.finding.with_suffix(".txt").read_text()
     again = tool.run(Finds, 1, files=[found.finding])
-    assert again.finding is not None
-    assert again.inputs == 0
+    assert again.finding == found.finding
+    assert "it is there" in again.text
 
 
 @pytest.mark.parametrize(("target", "says"), [(Crashes, "Segmentation fault"), (Hangs, "it hangs")])
@@ -65,6 +65,7 @@ def test_a_finding_is_exit_status_1_and_says_how_to_run_it_again(
     assert "FOUND (seed 1)" in said
     command = said.strip().splitlines()[-1].removeprefix("again: python -m tests.fuzz ")
     assert tool.main(command.split()) == 1
+    assert "it is there" in capsys.readouterr().out
 
 
 def test_the_targets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

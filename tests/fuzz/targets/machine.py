@@ -108,7 +108,7 @@ class _Connection:
     def send(self, sent: bytes, fds: int = 0) -> None:
         with contextlib.suppress(ConnectionError, BlockingIOError):
             ancillary = wire.rights([self.sock.fileno()] * fds)
-            self.sock.sendmsg([sent], ancillary, 0 if self.strict else socket.MSG_DONTWAIT)
+            self.sock.sendmsg([sent], ancillary)
 
     def ask(self, kind: Kind, body: bytes) -> int | None:
         """The result; None where the machine ended the connection, or nobody knows what it answers."""
@@ -129,7 +129,12 @@ class _Connection:
     def hello(self, domid: int, device: str, kernel: bool) -> None:
         body = wire.pack_hello(domid & 0xFFFF, "", kernel=kernel) + data(device)
         if self.ask(Kind.HELLO, body) == 0 and device == "xenbus":  # where xenstore's own protocol begins
-            self.strict = False
+            self.loosen()
+
+    def loosen(self) -> None:
+        """From now on nothing is waited for."""
+        self.strict = False
+        self.sock.setblocking(False)
 
     def drain(self) -> None:
         """Take what has come, without waiting; it need not be answers any more."""
@@ -148,7 +153,7 @@ class _Connection:
             except ConnectionError:
                 piece = b""
             if not piece:
-                self.strict = False
+                self.loosen()
                 return None
             got += piece
         return got
@@ -171,7 +176,7 @@ class MachineSocket(Target):
     name = "machine"
     about = "the embedded machine's socket: its devices' messages, bent and broken, and descriptors sent along"
     guides = ("embedded/", "devices/wire.py")
-    short = 150
+    short = 80
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -239,7 +244,8 @@ class MachineSocket(Target):
             if rest[0] not in _HONEST:
                 connection = slots[slot] = _Connection(self._machine, known)
                 connection.hello(*rest)
-                connection.strict &= not controlled  # a domain that its owner pauses is not answered
+                if controlled:  # a domain that its owner pauses is not answered
+                    connection.loosen()
             return
         connection = slots.get(slot)  # type: ignore[assignment]
         if connection is None:
@@ -266,7 +272,7 @@ class MachineSocket(Target):
         elif kind == "close":
             slots.pop(slot).close()
         elif kind in ("half", "descriptors", "raw"):
-            connection.strict = False
+            connection.loosen()
             if kind == "half":
                 connection.send(wire.REQUEST.pack(rest[1] & 0xFFFFFFFF, rest[0] & 0xFF) + data(rest[2]))
             elif kind == "descriptors":

@@ -48,7 +48,7 @@ class Names(Target):
     name = "names"
     about = "refs, domids, paths and sizes, from the command line and from another domain's nodes"
     guides = ("cli/arguments.py", "cli/sockets.py", "cli/block/vdev.py", "meeting.py", "vchan/keys.py", "arguments.py")
-    short = 120
+    short = 60
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

@@ -96,7 +96,7 @@ class Native(Target):
     name = "native"
     about = "the C extension's functions and objects with any arguments, in a process that must not crash"
     isolated = True
-    short = 1500
+    short = 1000
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

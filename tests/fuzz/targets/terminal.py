@@ -73,7 +73,7 @@ class Terminal(Target):
     name = "terminal"
     about = "what guests wrote, shown by ls, map, peek, top, doctor and metrics on a terminal"
     guides = ("cli/dump.py", "cli/output.py", "cli/ls.py", "cli/peek/", "cli/top/", "cli/map.py")
-    short = 30
+    short = 20
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -92,6 +92,16 @@ class Terminal(Target):
             held.enter_context(mock.patch.object(cli, "_parser", functools.cache(cli._parser)))  # which takes long
             held.enter_context(mock.patch.dict(os.environ, {"TERM": "xterm", "COLUMNS": str(_COLUMNS)}))
             yield
+
+    def first(self, chance: Random) -> Steps:
+        """Rings that something went through, as far as their indices say."""
+        evil = "".join(chance.choice(_EVIL) for _ in range(8))
+        return [
+            ["bytes", "console", console.OUT + chance.randrange(console.OUT_SIZE), evil],
+            ["word", "console", console.OUT_PROD, chance.choice((100, 2048, 5000))],
+            ["word", "store", xs_wire.REQ_PROD, chance.choice((40, 1024, 3000))],
+            ["word", "store", xs_wire.RSP_PROD, chance.choice((40, 1024, 3000))],
+        ][: chance.randrange(5)]
 
     def step(self, chance: Random) -> Step:
         evil = "".join(chance.choice(_EVIL) for _ in range(chance.randrange(1, 4)))
@@ -152,15 +162,17 @@ class Terminal(Target):
         coloured, encoding = how % 2 == 0, "utf-8" if how & 2 else "ascii"
         raw = io.BytesIO()
         out = _Stdout(raw, encoding, errors="strict", write_through=True)
+        error = _Stdout(raw, encoding, errors="backslashreplace", write_through=True)  # as Python's own
         environment = {} if coloured else {"NO_COLOR": "1"}
-        with mock.patch.dict(os.environ, environment), mock.patch.multiple(sys, stdout=out, stderr=out):
+        with mock.patch.dict(os.environ, environment), mock.patch.multiple(sys, stdout=out, stderr=error):
             try:
                 status = cli.main([*argv, "--url", self._machine.url(0)])
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
         assert status in (0, 1, 2), status
-        _check(raw.getvalue(), encoding, coloured=coloured)
+        _check(raw.getvalue(), encoding, coloured=coloured, is_metrics=command[0] == "metrics")
         out.detach()
+        error.detach()
 
     def _screen(self, columns: int, height: int, keys: int) -> None:
         """What `top` would paint."""
@@ -175,8 +187,10 @@ class Terminal(Target):
         assert all(0 <= wcswidth(line) <= width for line in painted), painted
 
 
-def _check(shown: bytes, encoding: str, *, coloured: bool) -> None:
-    written = shown.decode(encoding)
+def _check(shown: bytes, encoding: str, *, coloured: bool, is_metrics: bool) -> None:
+    """Metrics are UTF-8 whatever the charset (Prometheus' text format)."""
+    written = shown.decode()
+    assert encoding != "ascii" or written.isascii() or is_metrics, "more than the charset has"
     rest = _SGR.sub("", written) if coloured else written
     wrong = sorted({char for char in rest if not char.isprintable() and char != "\n"})
     assert not wrong, f"{wrong} in {written!r}"

@@ -119,7 +119,7 @@ class _OnVchan(Target):
 class VchanPeer(_OnVchan):
     name = "vchan"
     about = "a vchan for programs that wait, whose peer writes anything into the pages, also from a thread meanwhile"
-    short = 80
+    short = 40
 
     def step(self, chance: Random) -> Step:
         if chance.randrange(40) == 0:
@@ -160,7 +160,7 @@ def _race(victim: Vchan, liar: Vchan, seed: int, calls: int) -> None:
     scribbler = threading.Thread(target=scribble)
     scribbler.start()
     try:
-        for _ in range(calls % 200):
+        for _ in range(calls % 100):
             _use(victim, chance.choice(["read", "write", "recv", "peek", "reserve"]), chance.randrange(900))
     finally:
         stop.set()
@@ -172,7 +172,7 @@ class VchanOffer(_OnVchan):
     name = "vchan-offer"
     about = "a vchan's client that is offered any page, any keys"
     guides = ("vchan/", "meeting.py", "peer.py")
-    short = 60
+    short = 30
 
     def first(self, chance: Random) -> Steps:
         return [["ends", 0, chance.randrange(len(_SIZES))], ["key", chance.randrange(2), str(number(chance))]]
@@ -228,7 +228,7 @@ class _Protocol(asyncio.Protocol):
 class VchanStreams(_OnVchan):
     name = "vchan-asyncio"
     about = "a vchan's transport for asyncio, whose peer writes anything into the pages"
-    short = 60
+    short = 30
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:

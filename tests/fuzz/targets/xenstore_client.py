@@ -129,7 +129,7 @@ class XenstoreClient(Target):
     name = "xenstore-client"
     about = "the blocking xenstore client against a server that lies"
     guides = ("xenstore", "waiting.py", "abi/xs_wire.py")
-    short = 300
+    short = 100
 
     def step(self, chance: Random) -> Step:
         lies = [_lie(chance) for _ in range(chance.choice((1, 1, 1, 2, 4)))]

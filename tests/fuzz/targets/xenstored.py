@@ -62,7 +62,7 @@ class _Client:
         """A request of the format; one that is too long, or a broken one before it, has the connection ended."""
         self._asked.append((operation, request_id))
         if len(payload) > xs_wire.PAYLOAD_MAX:
-            self.strict = False
+            self.loosen()
         self.send(xs_wire.pack_message(operation, request_id, transaction, payload))
         if self.strict:
             self._wait()
@@ -72,7 +72,12 @@ class _Client:
             if self.strict:
                 self.sock.sendall(sent)
             else:
-                self.sock.send(sent, socket.MSG_DONTWAIT)
+                self.sock.send(sent)
+
+    def loosen(self) -> None:
+        """From now on nothing is waited for."""
+        self.strict = False
+        self.sock.setblocking(False)
 
     def drain(self) -> None:
         with contextlib.suppress(OSError):
@@ -116,7 +121,7 @@ class Xenstored(Target):
     name = "xenstored"
     about = "the embedded machine's xenstore, through xenbus and on the socket of Xen's tools"
     guides = ("embedded/xenstore", "abi/xs_wire.py")
-    short = 120
+    short = 80
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
@@ -184,7 +189,7 @@ class Xenstored(Target):
                 transaction = client.transactions[transaction % len(client.transactions)] if client.transactions else 0
             client.ask(operation & 0xFFFFFFFF, at, transaction & 0xFFFFFFFF, payload)
         elif kind == "many":  # which are not read until later
-            client.strict = False
+            client.loosen()
             message = xs_wire.pack_message(rest[0] & 0xFFFFFFFF, 1, 0, b"data\0token\0")
             client.send(message * (rest[1] % 1000))
         elif kind == "close":
@@ -192,7 +197,7 @@ class Xenstored(Target):
         elif kind == "read":
             client.drain()
         elif kind in ("header", "raw"):
-            client.strict = False
+            client.loosen()
             head = xs_wire.pack_message(rest[0] & 0xFFFFFFFF, 0, 0, b"")[:12] if kind == "header" else b""
             client.send(head + ((rest[1] & 0xFFFFFFFF).to_bytes(4, "little") if head else b"") + data(rest[-1]))
         return False
