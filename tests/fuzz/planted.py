@@ -38,7 +38,9 @@ BUGS = [
     Bug("xenstored", "embedded/xenstore_session.py", "_DOMID.fullmatch(string)", "_DOMID.match(string)"),
     Bug("xenstore-client", "xenstore_core.py", "if len(strings) < 2:", "if len(strings) < 1:"),
     Bug("xenstore-asyncio", "xenstore_core.py", "if not _CHILD.fullmatch(name):", "if not _CHILD.match(name):"),
-    Bug("vchan-offer", "vchan/channel.py", "if not abi.fits(*orders):", "if False:"),
+    Bug(
+        "vchan-offer", "vchan/keys.py", 're.fullmatch(rb"-?[0-9]{1,10}", text)', 're.fullmatch(rb"-?[0-9]{0,10}", text)'
+    ),
     Bug("vchan-asyncio", "vchan/transport.py", _ANY, _ANY.replace("except Exception", "except OSError")),
     Bug("rpc-ring", "rings/rpc.py", "> _distance(self._seen, furthest):", "> _distance(self._seen, furthest) + 1:"),
     Bug("byte-ring", "rings/byte_ring_look.py", "max(0, len(self.tail) - self.held)", "-self.held"),
