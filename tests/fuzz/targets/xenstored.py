@@ -42,6 +42,17 @@ _WORDS = ["1", "0", "T", "F", "n1", "r2", "b1", "w0", "n65536", "token", "5", "5
 _OPERATIONS = [int(operation) for operation in Operation]
 
 
+_BY_NUMBER = {Operation.GET_DOMAIN_PATH, Operation.IS_DOMAIN_INTRODUCED, Operation.TRANSACTION_END}
+
+
+def _strings(chance: Random, operation: int) -> list[str]:
+    """What the operation takes, more or less; or anything."""
+    words = [chance.choice(_WORDS) for _ in range(chance.choice((0, 0, 1, 1, 2, 6)))]
+    if chance.randrange(4) and operation in _BY_NUMBER:
+        return [chance.choice(_WORDS)]
+    return [chance.choice(_PATHS), *words] if chance.randrange(6) else words
+
+
 class _Client:
     def __init__(self, machine: Machine, domid: int) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -139,11 +150,9 @@ class Xenstored(Target):
         slot = chance.randrange(_SLOTS)
         kind = chance.randrange(12)
         if kind < 8:
-            words = [chance.choice(_WORDS) for _ in range(chance.choice((0, 0, 1, 1, 2, 6)))]
-            strings = [chance.choice(_PATHS), *words] if chance.randrange(4) else words
             transaction = chance.choice((0, 0, -1, -1, -2, number(chance, 0xFFFFFFFF)))
             operation = chance.choice((*_OPERATIONS, *_OPERATIONS, number(chance, 0xFFFFFFFF)))
-            return ["ask", slot, operation, transaction, strings, chance.randrange(5) > 0]
+            return ["ask", slot, operation, transaction, _strings(chance, operation), chance.randrange(5) > 0]
         if kind == 8:
             said = chance.choice((0, 10, 4096, 4097, number(chance, 0xFFFFFFFF)))
             return ["header", slot, chance.choice(_OPERATIONS), said, text(chance.randbytes(chance.randrange(40)))]
