@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from xengrant.abi import evtchn as abi
 from xengrant.arguments import MAX_U32, checked_domid, checked_number
+from xengrant.descriptors import needing_descriptors
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.waiting import SharedReader, deadline_after
 
@@ -61,7 +62,8 @@ class _BasePort:
         Who waits on it takes the events of every port of the interface: let there be no other, nor another's wait.
         """
         self._check_open()
-        return self._channels._device.doorbell(self.number)
+        with needing_descriptors():
+            return self._channels._device.doorbell(self.number)
 
     def unmask(self) -> None:
         """Let the next event be delivered, after a wait with ``unmask=False``."""

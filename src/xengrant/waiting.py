@@ -15,6 +15,7 @@ How to use it:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from itertools import starmap
 from typing import Protocol
 
+from xengrant.descriptors import needing_descriptors
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable
 
 __all__ = ["SharedReader", "deadline_after", "seconds_until"]
@@ -69,8 +71,11 @@ class SharedReader:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._descriptor = device.fileno()
-        self._waker = _new_eventfd()  # for the leader, who takes back what wake() wrote
-        self._closer = _new_eventfd()  # for the other pollers
+        with needing_descriptors(), contextlib.ExitStack() as undo:
+            self._waker = _new_eventfd()  # for the leader, who takes back what wake() wrote
+            undo.callback(os.close, self._waker)
+            self._closer = _new_eventfd()  # for the other pollers
+            undo.pop_all()
         self._close_wakers = weakref.finalize(self, _close_descriptors, self._waker, self._closer)
         self._close_wakers.atexit = False  # what else is closed then may still wake somebody
         self._leaders_poller = self._new_poller(select.POLLIN, self._waker)

@@ -197,3 +197,12 @@ def test_a_reply_that_cannot_be_kept_ends_the_stream_and_leaves_no_descriptor(mo
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
     loop.close()
+
+
+@pytest.mark.parametrize("name", ["gntshr", "gnttab", "evtchn", "xenstore"])
+def test_a_process_without_descriptors_is_told_what_is_missing_and_loses_none(machine: Machine, name: str) -> None:
+    with Process(machine.url(1), "open_without_descriptors", name=name) as process:
+        said = process.result["said"]
+        assert len(said) >= 2, "one for the directory, one for the socket"
+        assert all("this process has no descriptors left: raise RLIMIT_NOFILE" in text for text in said), said
+        assert process.result["left"] == 0

@@ -15,7 +15,7 @@ ROOT = Path(xengrant.__file__).parent
 # From the bottom; a layer imports what lies below it, never beside or above.
 LAYERS = [
     {"errors", "abi", "_native"},
-    {"memory", "arguments"},
+    {"memory", "arguments", "descriptors"},
     {"devices", "waiting"},
     {"grant_table", "gntshr", "gnttab", "evtchn", "xenstore"},
     {"peer", "foreign_table", "kernelspace"},

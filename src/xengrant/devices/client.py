@@ -14,6 +14,7 @@ import stat
 import struct
 from typing import Any
 
+from xengrant.descriptors import NO_DESCRIPTORS, no_descriptors
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind
 from xengrant.errors import InterfaceUnavailable
@@ -42,11 +43,11 @@ class Reply:
             self.close_fds()
 
 
-class DescriptorsLostError(OSError):
+class DescriptorsLostError(InterfaceUnavailable):
     """The machine did what was asked, with `result`, but this process had no room for the descriptors."""
 
     def __init__(self, result: int) -> None:
-        super().__init__(errno.EMFILE, "this process has no descriptors left: raise RLIMIT_NOFILE")
+        super().__init__(*no_descriptors(errno.EMFILE).args)
         self.result = result
 
 
@@ -174,37 +175,41 @@ def ask(directory: str, operation: str, **arguments: Any) -> Any:
 
 
 def _connect(directory: str) -> socket.socket:
-    hint = f"start one with `xengrant machine --dir {directory}`"
+    fd = _open_directory(directory)
     try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise InterfaceUnavailable(
-            error.errno, f"{directory}: {error.strerror}: no embedded machine here; {hint}"
-        ) from None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _check_own(directory, os.fstat(fd))
-        _limit_waiting(sock, _HELLO_TIMEOUT)
-        # Through the descriptor: the path may be of any length, and the directory is the one that was checked.
-        sock.connect(f"/proc/self/fd/{fd}/{wire.MACHINE_SOCKET}")
-        _check_peer(directory, sock)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _check_own(directory, os.fstat(fd))
+            _limit_waiting(sock, _HELLO_TIMEOUT)
+            # Through the descriptor: the path may be of any length, and the directory is the one that was checked.
+            sock.connect(f"/proc/self/fd/{fd}/{wire.MACHINE_SOCKET}")
+            _check_peer(directory, sock)
+        except BaseException:  # of a signal handler too
+            sock.close()
+            raise
     except InterfaceUnavailable:
-        sock.close()
         raise
     except BlockingIOError:  # there is no room for more clients to wait, and was none for all that time
-        sock.close()
         raise _silent(directory) from None
     except OSError as error:
-        sock.close()
-        raise InterfaceUnavailable(
-            error.errno, f"{directory}: {error.strerror}: the embedded machine does not run; {hint}"
-        ) from None
-    except BaseException:  # of a signal handler
-        sock.close()
-        raise
+        raise _not_there(directory, error, "the embedded machine does not run") from None
     finally:
         os.close(fd)
     return sock
+
+
+def _open_directory(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_there(directory, error, "no embedded machine here") from None
+
+
+def _not_there(directory: str, error: OSError, what: str) -> OSError:
+    if error.errno in NO_DESCRIPTORS:  # of this process, whether there is a machine or not
+        return no_descriptors(error.errno)
+    hint = f"start one with `xengrant machine --dir {directory}`"
+    return InterfaceUnavailable(error.errno, f"{directory}: {error.strerror}: {what}; {hint}")
 
 
 def _limit_waiting(sock: socket.socket, seconds: float) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import parse_qsl, unquote
 from xengrant.abi import gntalloc, gntdev
 from xengrant.abi.grant_table import GNTST_OKAY
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.descriptors import needing_descriptors
 from xengrant.devices import Device, Pointer, System, wire
 from xengrant.devices.client import Client, Reply, ask
 from xengrant.devices.pages import replace_pages
@@ -62,6 +63,10 @@ class SocketSystem(System):
         return f"<SocketSystem {self.url}>"
 
     def open(self, name: str) -> Device:
+        with needing_descriptors():  # already to import what serves the device
+            return self._open(name)
+
+    def _open(self, name: str) -> Device:
         from xengrant.devices.socket_events import EvtchnDevice, XenbusDevice
 
         opened: dict[str, Callable[[str, Client], Device]] = {
@@ -74,7 +79,12 @@ class SocketSystem(System):
         }
         if name not in opened:
             raise InterfaceUnavailable(errno.ENOENT, f"an embedded machine has no device {name!r}")
-        return opened[name](name, Client(self.directory, self.domid, name, kernel=self.is_kernel))
+        client = Client(self.directory, self.domid, name, kernel=self.is_kernel)
+        try:
+            return opened[name](name, client)
+        except BaseException:
+            client.close()
+            raise
 
     def parameter(self, module: str, name: str) -> str | None:
         value: str | None = ask(self.directory, "parameter", domid=self.domid, module=module, name=name)
