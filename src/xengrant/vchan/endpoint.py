@@ -10,6 +10,7 @@ import contextlib
 import errno
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -54,7 +55,7 @@ __all__ = ["Vchan"]
 _READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
 _AFTER_EVENTS = {0: _WOKEN, 1: _LATE, 2: _WOKEN, 3: _SILENT}
 
-_PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
+_PATIENCE = 1.0  # seconds that one wait lasts, or short ones go on, before the peer's domain is asked after
 
 
 class Vchan(Stream):
@@ -93,6 +94,7 @@ class Vchan(Stream):
         if peer is not None:
             self._doorbell.patience = _PATIENCE
         self._store = store  # a server's, where its keys stand
+        self._late_since: float | None = None  # when a wait was in vain for the first time
         self._finished = False
         self._closing = threading.RLock()
         _note_open(self)
@@ -367,18 +369,31 @@ class Vchan(Stream):
                 if outcome == _SILENT:
                     raise InterfaceUnavailable(errno.EPIPE, f"{self.path}: the machine is gone")
                 left = seconds_until(deadline)
-                if peer is not None and listening:
-                    peer.check()
-                if left == 0:
-                    raise TimeoutError(f"{late} {self.path} in time")
-                if outcome == _LATE and peer is not None and not listening:
+                if outcome == _LATE and peer is not None and not listening and self._is_silent_for_long(left):
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
                     listening = True
+                if peer is not None and listening:
+                    try:
+                        peer.check()
+                    except GrantError:
+                        outcome = wait(0.0)  # what came before it went is still there to be had, without an event
+                        if outcome > _PEER_GONE:
+                            raise
+                        return outcome
+                if left == 0:
+                    raise TimeoutError(f"{late} {self.path} in time")
                 outcome = wait(left)
             return outcome
         finally:
             if peer is not None and listening:
                 peer.discard_on_gone(doorbell.wake)
+
+    def _is_silent_for_long(self, left: float | None) -> bool:
+        """Whether a wait has lasted for `_PATIENCE`, or waits that were shorter have been in vain since so long ago."""
+        now = time.monotonic()
+        if self._late_since is None:
+            self._late_since = now
+        return left != 0 or now - self._late_since >= _PATIENCE
 
     def _check_open(self) -> None:
         if self._ended:
