@@ -44,7 +44,7 @@ test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 G
 	$(BIN)/python -m lab test --long
 
 faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
-	$(BIN)/pytest tests/faults
+	XENGRANT_FAULTS=all $(BIN)/pytest tests/faults
 
 attacks: $(READY)  ## a domain of an embedded machine tries all that it must not be able to do
 	$(BIN)/pytest tests/attacks
