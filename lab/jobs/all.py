@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 _FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
-JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", _FRONT]
+JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "faults", _FRONT]
 LONG_JOBS = [
     "block_faults --long",
     "block linux xl python",
