@@ -35,7 +35,7 @@ mutants: $(READY)  ## break the code once for each conformance case and see the 
 test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
 	$(BIN)/python -m lab test
 
-test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, lies for 10 minutes, disks
+test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, lies for 10 minutes, disks, arm64
 	XENGRANT_RACE_ROUNDS=1000000 $(BIN)/pytest --durations=0 tests/grant_table/test_races.py
 	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
 	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/vchan/test_lies.py
