@@ -28,9 +28,6 @@ from xengrant.devices import Device, Pointer
 from xengrant.devices.kernel import MODULES
 from xengrant.xenstore import XenStore
 
-NAME = "doctor"
-HELP = "what this machine can do, and what to do about the rest"
-
 _ROOT = Path("/")
 _DEVICES = ("gntalloc", "gntdev", "evtchn", "xenbus", "privcmd")
 _SECONDS = 5.0  # for each try: a device can wait for a xenstored that is not there

@@ -14,9 +14,6 @@ from xengrant.cli import arguments, output
 from xengrant.cli.dump import hexdump
 from xengrant.cli.hold import Hold
 
-NAME = "map"
-HELP = "map pages that another domain granted, and show them"
-
 _CHUNK = 1 << 20
 
 

@@ -20,9 +20,6 @@ from xengrant.cli.hold import Hold
 from xengrant.cli.survey import DomainGrants, Survey
 from xengrant.grant_snapshot import PeerTally
 
-NAME = "metrics"
-HELP = "the figures of other domains' grant tables for Prometheus, from dom0"
-
 _PORT = 10617
 
 _OF_DOMAINS: tuple[tuple[str, str, Callable[[DomainGrants], int]], ...] = (

@@ -35,9 +35,6 @@ from xengrant.testing.here import Kind
 from xengrant.testing.machine import real_kind, real_name
 from xengrant.testing.record import record
 
-NAME = "selftest"
-HELP = "run the conformance suite: on an embedded machine by itself, or with an agent in another domain"
-
 _KINDS: dict[str, tuple[Kind, ...]] = {"pv": ("pv",), "hvm": ("hvm",), "both": ("pv", "hvm")}
 
 
