@@ -120,7 +120,7 @@ def _sdist_works(sdist: Path) -> None:
         (tree,) = Path(directory).glob("xengrant-*")
         python = f"{directory}/new/bin/python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"{tree}[test]"], check=True)
-        tests = ["tests/native", "tests/abi", "tests/shipping", "tests/library/test_public_names.py"]
+        tests = ["tests/native", "tests/abi", "tests/shipped", "tests/library/test_public_names.py"]
         subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, check=True)
 
 

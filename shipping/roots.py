@@ -44,23 +44,33 @@ class Root:
 
 @contextmanager
 def clean(suite: str, *packages: str) -> Iterator[Root]:
-    """A fresh system of a Debian release with these packages and what a minimal system has."""
-    tar = _tar(suite, packages)
-    with tempfile.TemporaryDirectory(prefix=f"xengrant-{suite}-") as directory:
+    """A fresh system of a Debian release, of this processor, with these packages and what a minimal system has."""
+    yield from _fresh(_tar(suite, "minbase", "amd64", packages))
+
+
+@contextmanager
+def unpacked(suite: str, architecture: str, *packages: str) -> Iterator[Root]:
+    """These packages of a release and what they need, for any processor: nothing in them has been run."""
+    yield from _fresh(_tar(suite, "extract", architecture, packages))
+
+
+def _fresh(tar: Path) -> Iterator[Root]:
+    with tempfile.TemporaryDirectory(prefix=f"xengrant-{tar.stem}-") as directory:
         tools.call("tar", "-xf", str(tar), "-C", directory, "--exclude=./dev/*")
         yield Root(Path(directory))
 
 
-def _tar(suite: str, packages: tuple[str, ...]) -> Path:
+def _tar(suite: str, variant: str, architecture: str, packages: tuple[str, ...]) -> Path:
     if os.geteuid() or not shutil.which("mmdebstrap"):
         raise LabError("clean roots need root and mmdebstrap: as root, apt-get install mmdebstrap")
     recipe = hashlib.sha256(" ".join(packages).encode()).hexdigest()[:12]
-    tar = paths.cache() / f"root-{suite}-{recipe}.tar"
+    tar = paths.cache() / f"root-{suite}-{architecture}-{recipe}.tar"
     with paths.exclusive(tar.stem, f"another build of {tar.name} to end"):
         if not tar.exists():
             paths.progress(f"building {tar}")
             made = tar.with_suffix(".tar.new")
-            command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", "--format=tar"]
-            tools.call(*command, *mirrors.apt_options(), suite, str(made), *mirrors.sources(suite))
+            command = ["mmdebstrap", f"--variant={variant}", f"--architectures={architecture}", "--format=tar"]
+            command += [f"--include={','.join(packages)}", *mirrors.apt_options()]
+            tools.call(*command, suite, str(made), *mirrors.sources(suite))
             made.rename(tar)
     return tar

@@ -1,0 +1,70 @@
+"""`python3 -m shipping.aarch64 [PYTEST'S ARGUMENTS]`: `_native` cross-compiled, and its tests run, for aarch64.
+
+gcc-aarch64-linux-gnu compiles, and qemu-user runs Debian 12's Python for arm64 on tests/native, with the pytest of the
+Python that runs this. Real Xen on arm64 is the lab's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from lab import paths, tools
+from lab.errors import LabError
+from shipping import roots
+
+__all__ = ["main"]
+
+SUITE = "bookworm"
+_COMPILER = "aarch64-linux-gnu-gcc"
+_QEMU = "qemu-aarch64-static"
+_PACKAGES = ("python3", "libpython3-dev")
+_PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest.main(sys.argv[1:]))"
+
+
+def main(arguments: list[str]) -> int:
+    """Compile and test; pytest's exit status."""
+    for program, package in ((_COMPILER, "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"), (_QEMU, "qemu-user-static")):
+        if not shutil.which(program):
+            raise LabError(f"there is no {program}: as root, apt-get install {package}")
+    with roots.unpacked(SUITE, "arm64", *_PACKAGES) as root, tempfile.TemporaryDirectory() as work:
+        package = Path(work, "xengrant")
+        shutil.copytree(paths.CHECKOUT / "src/xengrant", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        compile_extension(root.directory, package / "_native.abi3.so")
+        (python,) = (root.directory / "usr/bin").glob("python3.[0-9]*[0-9]")
+        path = os.pathsep.join((work, sysconfig.get_path("purelib")))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "QEMU_LD_PREFIX": str(root.directory),
+        }
+        # What tests start as sys.executable the kernel could not run.
+        started = Path(work, "python")
+        started.write_text(f'#!/bin/sh\nexec {_QEMU} {python} "$@"\n')
+        started.chmod(0o755)
+        command = [str(started), "-c", _PYTEST, str(started), "-p", "no:cacheprovider", "tests/native", *arguments]
+        return subprocess.run(command, env=environment, cwd=paths.CHECKOUT, check=False).returncode
+
+
+def compile_extension(root: Path, made: Path) -> None:
+    """`_native` for the limited API of the Python whose headers are below `root`; `LabError` with gcc's words."""
+    (headers,) = (root / "usr/include").glob("python3.*")
+    sources = sorted(map(str, (paths.CHECKOUT / "src/native").glob("*.c")))
+    flags = ["-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow"]
+    tools.call(
+        *(_COMPILER, *flags, "-DPy_LIMITED_API=0x030b0000", f"-I{headers}", f"-I{root}/usr/include"),
+        *("-o", str(made), *sources),
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LabError as error:
+        sys.exit(str(error))
