@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential \
-	bench bench-table bench-vchan screenshots wheel clean
+	bench bench-table bench-vchan bench-start screenshots wheel dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
@@ -71,11 +71,28 @@ bench-table: $(READY)  ## references and full grant tables, with no Xen
 bench-vchan: $(READY)  ## a vchan beside multiprocessing.Pipe, with no Xen
 	$(BIN)/python -m benchmarks.vchan_local
 
+bench-start: $(READY)  ## how long `xengrant --help` takes
+	$(BIN)/python -m benchmarks.start
+
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+dist: $(READY)  ## wheel, sdist and Debian package in dist/, as a release has them; as root
+	rm -rf build/lib.* build/shared build/wheel dist
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dist]'
+	$(BIN)/python -m build --sdist --outdir dist .
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel dist/xengrant-*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/xengrant-*.whl
+	$(BIN)/python -m shipping.deb
+
+check-dist: dist  ## install and try them in clean roots of Debian's releases: minutes; as root
+	$(BIN)/python -m shipping.check
+
+test-aarch64: $(READY)  ## _native cross-compiled, and its tests run, for aarch64; as root the first time
+	$(BIN)/python -m shipping.aarch64
 
 clean:  ## what was built here; the lab's images are in ~/.cache/xengrant
 	rm -rf build dist $(VENV) src/*.egg-info src/xengrant/*.so
