@@ -97,7 +97,8 @@ def _works(root: roots.Root, programs: str, prefix: str, zsh: str) -> None:
     python = f"{programs}python3"
     print(f"  {root.run(python, '-c', _IMPORT_ALL).strip()}")
     root.run(f"{programs}xengrant", "demo")
-    print(f"  {root.run(f'{programs}xengrant', 'selftest').strip().splitlines()[-1]}")
+    selftest = f"set -o pipefail; {programs}xengrant selftest | grep -v ^passed"
+    print(f"  {root.run('bash', '-c', selftest).strip()}")
     for name in (
         "bash-completion/completions/xengrant",
         f"zsh/{zsh}/_xengrant",
