@@ -28,9 +28,9 @@ _PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest
 
 def main(arguments: list[str]) -> int:
     """Compile and test; pytest's exit status."""
-    for program, package in ((_COMPILER, "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"), (_QEMU, "qemu-user-static")):
+    for program, packages in ((_COMPILER, "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"), (_QEMU, "qemu-user-static")):
         if not shutil.which(program):
-            raise LabError(f"there is no {program}: as root, apt-get install {package}")
+            raise LabError(f"there is no {program}: as root, apt-get install {packages}")
     with roots.unpacked(SUITE, "arm64", *_PACKAGES) as root, tempfile.TemporaryDirectory() as work:
         package = Path(work, "xengrant")
         shutil.copytree(paths.CHECKOUT / "src/xengrant", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))

@@ -135,7 +135,7 @@ def _verbatim(text: str) -> nodes.literal_block:
 
 def _usage(parser: argparse.ArgumentParser) -> str:
     """The usage in 80 columns, without its first word."""
-    formatter = parser.formatter_class(prog=parser.prog, width=80)
+    formatter = argparse.HelpFormatter(parser.prog, width=80)
     formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
     return formatter.format_help().strip("\n")
 

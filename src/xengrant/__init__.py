@@ -100,16 +100,17 @@ _HOMES = (
 )
 """The modules that the public names are in."""
 
+if not TYPE_CHECKING:  # else every name would be there
 
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-    for home in _HOMES:
-        module = import_module(f"{__name__}.{home}")
-        globals().update({public: getattr(module, public) for public in module.__all__ if public in __all__})
-    return globals()[name]
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            globals().update({public: getattr(module, public) for public in module.__all__ if public in __all__})
+        return globals()[name]
 
 
 def __dir__() -> list[str]:
