@@ -30,7 +30,7 @@ def build() -> list[Path]:
         shutil.copy(sdist, home / f"{name.replace('-', '_')}.orig.tar.gz")
         root.run("tar", "-xf", f"{name.replace('-', '_')}.orig.tar.gz", cwd="/build")
         shutil.copytree(paths.CHECKOUT / "debian", home / name / "debian")
-        log = root.run("dpkg-buildpackage", "-us", "-uc", cwd=f"/build/{name}")
+        log = root.run("sh", "-c", "exec dpkg-buildpackage -us -uc 2>&1", cwd=f"/build/{name}")
         (DIST / "dpkg-buildpackage.log").write_text(log)
         # The changelog says UNRELEASED until a release, and no bug asks for the package.
         ignored = "unreleased-changes,bad-distribution-in-changes-file,initial-upload-closes-no-bugs"
