@@ -47,7 +47,16 @@ def main(arguments: list[str]) -> int:
         started.write_text(f'#!/bin/sh\nexec {_QEMU} {python} "$@"\n')
         started.chmod(0o755)
         # Debian's pytest is older than pyproject.toml asks for, and what lies above tests/native needs no look here.
-        options = ("-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir=.", "--confcutdir=tests/native")
+        options = (
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:unraisableexception",
+            "-c",
+            "/dev/null",
+            "--rootdir=.",
+            "--confcutdir=tests/native",
+        )
         command = [str(started), "-c", _PYTEST, str(started), *options, "tests/native", *arguments]
         return subprocess.run(command, env=environment, cwd=paths.CHECKOUT, check=False).returncode
 
