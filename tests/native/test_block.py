@@ -340,7 +340,8 @@ def test_it_waits_for_events_until_it_is_woken(ring: Ring) -> None:
     ring.doorbell.wake()
     thread.join(deadline)
     assert ended == [(3, 3, 3, True)]
-    assert ring.load(abi.REQ_EVENT) in (3, 4)  # it was woken before it said from where on it wants an event, or after
+    # It says from where on it wants an event when it has nothing to do, which a busy machine may keep it from.
+    assert 1 <= ring.load(abi.REQ_EVENT) <= 4
     assert ring.server.serve((3, 3, 3), wakes, SECTORS, 512, True, 0) == (3, 3, 3, True)  # woken before
 
 
