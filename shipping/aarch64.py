@@ -25,6 +25,23 @@ _QEMU = "qemu-aarch64-static"
 _PACKAGES = ("python3", "libpython3-dev", "python3-pytest", "python3-hypothesis")
 _PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest.main(sys.argv[1:]))"
 
+# Debian's pytest is older than pyproject.toml asks for, and what lies above tests/native needs no look here.
+_OPTIONS = ("-p", "no:cacheprovider", "-p", "no:unraisableexception", "-c", "/dev/null", "--rootdir=.")
+_OPTIONS += ("--confcutdir=tests/native",)
+# What qemu-user has not, and the lab's arm64 machine has: MADV_DONTFORK, ioctls of /dev/xen and their errors, and a
+# preloaded library that the host's own compiler makes.
+_NOT_HERE = {
+    "test_mapping_fork.py": (
+        "test_the_child_neither_unmaps_nor_tells_nor_warns",
+        "test_the_holes_are_filled_before_anything_else_can_lie_there",
+        "test_a_view_from_before_the_fork_faults_in_the_child",
+        "test_no_mapping_that_another_thread_is_making_leaks_into_the_child",
+        "test_a_fork_made_in_c_is_no_different",
+    ),
+    "test_descriptor.py": ("test_share_says_why_the_kernel_refused",),
+    "test_descriptor_made.py": ("test_what_is_made",),
+}
+
 
 def main(arguments: list[str]) -> int:
     """Compile and test; pytest's exit status."""
@@ -46,18 +63,8 @@ def main(arguments: list[str]) -> int:
         started = Path(work, "python")
         started.write_text(f'#!/bin/sh\nexec {_QEMU} {python} "$@"\n')
         started.chmod(0o755)
-        # Debian's pytest is older than pyproject.toml asks for, and what lies above tests/native needs no look here.
-        options = (
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:unraisableexception",
-            "-c",
-            "/dev/null",
-            "--rootdir=.",
-            "--confcutdir=tests/native",
-        )
-        command = [str(started), "-c", _PYTEST, str(started), *options, "tests/native", *arguments]
+        left = [f"--deselect=tests/native/{file}::{test}" for file, tests in _NOT_HERE.items() for test in tests]
+        command = [str(started), "-c", _PYTEST, str(started), *_OPTIONS, *left, "tests/native", *arguments]
         return subprocess.run(command, env=environment, cwd=paths.CHECKOUT, check=False).returncode
 
 
