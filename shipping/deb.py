@@ -33,7 +33,7 @@ def build() -> list[Path]:
         log = root.run("sh", "-c", "exec dpkg-buildpackage -us -uc 2>&1", cwd=f"/build/{name}")
         (DIST / "dpkg-buildpackage.log").write_text(log)
         made = [Path(shutil.copy(file, DIST)) for file in home.iterdir() if file.is_file()]
-        # The changelog says UNRELEASED until a release, no bug asks for the package, and the project has no mail address.
+        # The changelog says UNRELEASED until a release, no bug asks for the package, the project has no address.
         ignored = "unreleased-changes,bad-distribution-in-changes-file,initial-upload-closes-no-bugs"
         ignored += ",bogus-mail-host,bogus-mail-host-in-debian-changelog"
         lintian = f"exec lintian --allow-root --fail-on error --suppress-tags {ignored} *.changes 2>&1"
