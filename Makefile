@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential \
-	bench bench-table bench-vchan screenshots wheel clean
+.PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
+	test-freethreaded bench bench-table bench-vchan bench-start screenshots wheel dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
+EXAMPLES ?= 200
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,16 +36,14 @@ mutants: $(READY)  ## break the code once for each conformance case and see the 
 test-xen: $(READY)  ## the suite, the examples and the checks on real Xen, in both labs
 	$(BIN)/python -m lab test
 
-test-xen-long: $(READY)  ## what takes minutes: races of 1,000,000 rounds, 100 GiB through a vchan, lies for 10 minutes, disks
+test-xen-long: $(READY)  ## what takes minutes: long races, 100 GiB through a vchan, fuzzers, disks, arm64
 	XENGRANT_RACE_ROUNDS=1000000 $(BIN)/pytest --durations=0 tests/grant_table/test_races.py
 	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
-	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/vchan/test_lies.py
-	XENGRANT_FUZZ_S=120 $(BIN)/pytest --durations=0 tests/pv/test_hostile.py
-	XENGRANT_FUZZ_S=90 $(BIN)/pytest --durations=0 tests/block/test_lies.py
+	$(BIN)/python -m tests.fuzz --seconds 60
 	$(BIN)/python -m lab test --long
 
 faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
-	$(BIN)/pytest tests/faults
+	XENGRANT_FAULTS=all $(BIN)/pytest tests/faults tests/threads
 
 attacks: $(READY)  ## a domain of an embedded machine tries all that it must not be able to do
 	$(BIN)/pytest tests/attacks
@@ -59,8 +58,21 @@ controls: $(READY)  ## broken ring and table code, which each must fail a test
 	$(BIN)/pytest tests/controls
 
 differential: $(READY)  ## the same random steps on the embedded machine and on real Xen, compared, in both labs
-	$(BIN)/python -m lab run --release bookworm differential
-	$(BIN)/python -m lab run --release trixie differential
+	$(BIN)/python -m lab run --release bookworm --timeout 3000 differential --examples $(EXAMPLES)
+	$(BIN)/python -m lab run --release trixie --timeout 3000 differential --examples $(EXAMPLES)
+
+sanitize: $(READY)  ## _native under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(BIN)/python -m tests.sanitize
+
+test-freethreaded:  ## the tests on a CPython without a GIL, make test-freethreaded PYTHON=/path/to/python3.13t
+	$(PYTHON) -c 'import sys; sys.exit(getattr(sys, "_is_gil_enabled", lambda: True)() and "$(PYTHON) has a GIL")'
+	$(PYTHON) -m venv build/freethreaded
+	build/freethreaded/bin/pip install --quiet --disable-pip-version-check --only-binary hypothesis -e . \
+		'pytest>=8' 'hypothesis>=6.100'
+	build/freethreaded/bin/python -c 'import xengrant, sys; sys.exit(sys._is_gil_enabled() and "_native wants the GIL")'
+	build/freethreaded/bin/pytest tests/native tests/threads tests/rings tests/grant_table tests/xenstore tests/library \
+		tests/vchan tests/embedded tests/conformance --deselect \
+		tests/native/test_mapping_place.py::test_where_there_is_little_address_space_pages_are_mapped_all_the_same
 
 bench: $(READY)  ## the loops of Python and of C side by side on real Xen
 	$(BIN)/python -m benchmarks.run
@@ -71,11 +83,28 @@ bench-table: $(READY)  ## references and full grant tables, with no Xen
 bench-vchan: $(READY)  ## a vchan beside multiprocessing.Pipe, with no Xen
 	$(BIN)/python -m benchmarks.vchan_local
 
+bench-start: $(READY)  ## how long `xengrant --help` takes
+	$(BIN)/python -m benchmarks.start
+
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+dist: $(READY)  ## wheel, sdist and Debian package in dist/, as a release has them; as root
+	rm -rf build/lib.* build/shared build/wheel dist
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dist]'
+	$(BIN)/python -m build --sdist --outdir dist .
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel dist/xengrant-*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/xengrant-*.whl
+	$(BIN)/python -m shipping.deb
+
+check-dist: dist  ## install and try them in clean roots of Debian's releases: minutes; as root
+	$(BIN)/python -m shipping.check
+
+test-aarch64: $(READY)  ## _native cross-compiled, and its tests run, for aarch64; as root the first time
+	$(BIN)/python -m shipping.aarch64
 
 clean:  ## what was built here; the lab's images are in ~/.cache/xengrant
 	rm -rf build dist $(VENV) src/*.egg-info src/xengrant/*.so

@@ -26,6 +26,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from xengrant.abi.blkif import NATIVE
 from xengrant.pv import block
 from xengrant.testing.disk_model import exercise
 
@@ -156,7 +157,7 @@ async def hold(options: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--protocol", default="x86_64-abi")
+    parser.add_argument("--protocol", default=NATIVE.protocol)
     parser.add_argument("--rings", type=int, default=1)
     parser.add_argument("--ring-order", type=int, default=0)
     parser.add_argument("--segments", type=int, default=32)

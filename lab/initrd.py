@@ -46,6 +46,8 @@ def _dom0(archive: CpioWriter, release: Release, request: dict[str, object], *, 
     for name in _EXPORTED:
         if (paths.CHECKOUT / name).is_dir():
             archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, _wanted)
+    if extension := programs.extension(release.architecture):
+        archive.tree(f"opt/project/src/xengrant/{extension.name}", extension)
     _programs(archive, release, "opt/project/bin")
     archive.file("opt/project/run.json", json.dumps(request).encode())
     if interactive:
@@ -70,9 +72,10 @@ def _guest(release: Release) -> bytes:
 
 def _programs(archive: CpioWriter, release: Release, target: str) -> None:
     """The C programs, and the name by which they ask for libxenvchan (`lab.programs`)."""
-    if programs.BIN.is_dir():
-        archive.tree(target, programs.BIN)
-    archive.symlink(f"usr/lib/x86_64-linux-gnu/{programs.VCHAN}", f"{programs.VCHAN}.{release.xen}")
+    made = programs.directory(release.architecture)
+    if made.is_dir():
+        archive.tree(target, made)
+    archive.symlink(f"usr/lib/{release.architecture.triplet}/{programs.VCHAN}", f"{programs.VCHAN}.{release.xen}")
 
 
 def _wanted(path: Path) -> bool:

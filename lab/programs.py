@@ -1,9 +1,10 @@
-"""The C programs that jobs run in dom0 and in guests: compiled on the host into build/lab/bin, from where `lab.initrd`
-takes all that is there.
+"""The C programs that jobs run in dom0 and in guests, compiled on the host into build/lab/bin, from where `lab.initrd`
+takes all that is there; for arm64 into build/lab/bin-arm64, and the package's extension with them.
 
-Called by `lab.run` and `lab.judging`. One program serves both releases, although libxenvchan's soname follows Xen's
+Called by `lab.run` and `lab.judging`. One program serves all releases, although libxenvchan's soname follows Xen's
 version: it is linked with an empty library of the name that Debian's development package gives to the real one,
-and `lab.initrd` makes that name in each image.
+and `lab.initrd` makes that name in each image. amd64 is compiled with the host's own headers and libraries, arm64 with
+those that `lab.images` has unpacked.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from lab import paths, tools
+from lab.architectures import AMD64, Architecture
+from lab.images import Images
 
-__all__ = ["BIN", "VCHAN", "build"]
+__all__ = ["EXTENSION", "VCHAN", "build", "directory", "extension"]
 
-BIN = paths.CHECKOUT / "build" / "lab" / "bin"
+EXTENSION = "_native.abi3.so"
 
 VCHAN = "libxenvchan.so"
 """What programs are linked with. That it is the release's own library is the image's business."""
@@ -29,32 +33,63 @@ _PROGRAMS = {
     "vchan-bench": ("benchmarks/c/vchan_bench.c", VCHAN),
     "vchan-peer": ("tests/c/vchan_peer.c", VCHAN),
 }
-_HEADER = Path("/usr/include/libxenvchan.h")
+_NATIVE = paths.CHECKOUT / "src" / "native"
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra")
+_EXTENSION_FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030b0000")
 
 
-def build() -> None:
+def directory(architecture: Architecture) -> Path:
+    """Where its programs are."""
+    suffix = "" if architecture is AMD64 else f"-{architecture.name}"
+    return paths.CHECKOUT / "build" / "lab" / f"bin{suffix}"
+
+
+def extension(architecture: Architecture) -> Path | None:
+    """The package's extension for it, None where that is the checkout's own, as setup.py builds it."""
+    if architecture is AMD64:
+        return None
+    return paths.CHECKOUT / "build" / "lab" / f"native-{architecture.name}" / EXTENSION
+
+
+def build(images: Images) -> None:
     """Compile what is missing or older than its sources. A program appears when it is whole: others may build too."""
+    compiler, root = images.architecture.compiler, Path("/")
+    options: list[str] = []
+    if images.architecture is not AMD64:
+        root = images.devel
+        libraries = root / "usr" / "lib" / images.architecture.triplet
+        options = [f"-I{root}/usr/include", f"-L{libraries}", f"-Wl,-rpath-link={libraries}"]
     for name, (source, library) in _PROGRAMS.items():
         path = paths.CHECKOUT / source
-        if _current(BIN / name, path):
-            continue
-        BIN.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".programs-", dir=BIN.parent) as work:
-            linked = library if library.startswith("-l") else str(_stand_in(Path(work) / library))
-            made = Path(work) / name
-            tools.call("gcc", *_FLAGS, "-o", str(made), str(path), linked)
-            os.replace(made, BIN / name)
+        target = directory(images.architecture) / name
+        if not _current(target, [path, *path.parent.glob("*.h")]):
+            with tempfile.TemporaryDirectory() as work:
+                linked = library if library.startswith("-l") else _stand_in(compiler, root, Path(work) / library)
+                _compile(target, compiler, *_FLAGS, *options, str(path), linked)
+    native = extension(images.architecture)
+    if native is not None and not _current(native, _NATIVE.glob("*.[ch]")):
+        (headers,) = (root / "usr" / "include").glob("python3*")
+        sources = sorted(map(str, _NATIVE.glob("*.c")))
+        _compile(native, compiler, *_FLAGS, *_EXTENSION_FLAGS, *options, f"-I{headers}", *sources)
 
 
-def _current(program: Path, source: Path) -> bool:
-    made_of = [source, *source.parent.glob("*.h"), Path(__file__)]
-    return program.is_file() and all(program.stat().st_mtime > file.stat().st_mtime for file in made_of)
+def _current(made: Path, sources: Iterable[Path]) -> bool:
+    made_of = [*sources, Path(__file__)]
+    return made.is_file() and all(made.stat().st_mtime > file.stat().st_mtime for file in made_of)
 
 
-def _stand_in(target: Path) -> Path:
+def _compile(target: Path, *command: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".programs-", dir=target.parent.parent) as work:
+        made = Path(work) / target.name
+        tools.call(*command, "-o", str(made))
+        os.replace(made, target)
+
+
+def _stand_in(compiler: str, root: Path, target: Path) -> str:
     """An empty library with the functions that the header declares."""
-    functions = sorted(set(re.findall(r"^\w.*?\b(libxenvchan_\w+)\(", _HEADER.read_text(), re.MULTILINE)))
+    header = (root / "usr" / "include" / "libxenvchan.h").read_text()
+    functions = sorted(set(re.findall(r"^\w.*?\b(libxenvchan_\w+)\(", header, re.MULTILINE)))
     code = "".join(f"void {name}(void) {{}}\n" for name in functions)
-    tools.call("gcc", "-shared", f"-Wl,-soname,{VCHAN}", "-o", str(target), "-x", "c", "-", input=code.encode())
-    return target
+    tools.call(compiler, "-shared", f"-Wl,-soname,{VCHAN}", "-o", str(target), "-x", "c", "-", input=code.encode())
+    return str(target)

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lab.architectures import AMD64, ARM64, Architecture
+
 __all__ = ["RELEASES", "Release"]
 
 
 @dataclass(frozen=True)
 class Release:
-    """One Debian release: the Xen it ships, and the kind of guest a job gets when it does not ask for one."""
+    """One Debian release on one architecture: the Xen it ships, and the guests a job gets when it does not ask.
+
+    `is_long` keeps it out of what is run after each change.
+    """
 
     name: str
+    suite: str
     xen: str
     guest: str
+    architecture: Architecture = AMD64
+    is_long: bool = False
 
     @property
     def kernel_packages(self) -> tuple[str, ...]:
-        return (f"xen-hypervisor-{self.xen}-amd64", "linux-image-amd64")
+        return (f"xen-hypervisor-{self.xen}-{self.architecture.name}", f"linux-image-{self.architecture.name}")
 
     @property
     def _libraries(self) -> tuple[str, ...]:
@@ -34,16 +42,24 @@ class Release:
 
     @property
     def qemu_packages(self) -> tuple[str, ...]:
-        """What a dom0 has besides where a run asks for QEMU."""
-        return ("qemu-system-xen",)
+        """What a dom0 has besides where a run asks for QEMU. Debian builds it for amd64 only."""
+        return ("qemu-system-xen",) if self.architecture is AMD64 else ()
+
+    @property
+    def devel_packages(self) -> tuple[str, ...]:
+        """What programs for it are compiled against, where the host's own libraries will not do."""
+        return () if self.architecture is AMD64 else ("libpython3-dev", "libxen-dev")
 
 
 _DISK_PACKAGES = ("e2fsprogs", "fdisk")
 """Programs that jobs give to guests with disks, from dom0's files: `lab.dom0.disk_tools`."""
 
 RELEASES = {
-    "bookworm": Release("bookworm", xen="4.17", guest="pv"),
-    "trixie": Release("trixie", xen="4.20", guest="pvh"),
+    "bookworm": Release("bookworm", "bookworm", xen="4.17", guest="pv"),
+    "trixie": Release("trixie", "trixie", xen="4.20", guest="pvh"),
+    "bookworm-arm64": Release(
+        "bookworm-arm64", "bookworm", xen="4.17", guest="pvh", architecture=ARM64, is_long=True
+    ),
 }
 
 # Loaded by each init; the rest is what these need. Built-in ones are no error.

@@ -43,6 +43,7 @@ def run(
     if not (paths.LAB / "jobs" / f"{job}.py").is_file():
         known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
         raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
+    _check(release, guest, qemu=qemu)
     request: dict[str, object] = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
     with _started(release, request, job, qemu=qemu, interactive=keep) as (machine, results, booting):
         if keep:
@@ -58,10 +59,20 @@ def run(
 
 def shell(release: Release, guest: str, *, qemu: bool = False) -> int:
     """An interactive shell in dom0, with the project and the lab's Python at hand."""
+    _check(release, guest, qemu=qemu)
     request: dict[str, object] = {"guest": guest, "release": release.name}
     with _started(release, request, "shell", qemu=qemu, interactive=True) as (machine, _results, _booting):
         machine.wait()
     return 0
+
+
+def _check(release: Release, guest: str, *, qemu: bool) -> None:
+    """`LabError` for what was asked and is not there."""
+    kinds = release.architecture.guests
+    if guest not in kinds:
+        raise LabError(f"there are no {guest} guests on {release.architecture.name}, only {', '.join(kinds)}")
+    if qemu and not release.qemu_packages:
+        raise LabError(f"Debian builds no QEMU for Xen's dom0 on {release.architecture.name}")
 
 
 @contextmanager
@@ -69,9 +80,9 @@ def _started(
     release: Release, request: dict[str, object], name: str, *, qemu: bool, interactive: bool
 ) -> Iterator[tuple[Machine, Path, float]]:
     """A machine, its results directory and when it was started. One of each release at a time on this host."""
-    tools.need(build=False)
+    tools.need(release.architecture, build=False)
     built = images(release)
-    programs.build()
+    programs.build(built)
     with ExitStack() as stack:
         stack.enter_context(paths.exclusive(f"machine-{release.name}", f"another run of {release.name}'s lab to end"))
         results = paths.results(release.name, name)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 
+from lab.architectures import Architecture
 from lab.errors import LabError
 from lab.paths import progress
 
@@ -13,19 +14,12 @@ __all__ = ["call", "need"]
 
 # What is looked for (a program, or a file given by its path), and the package that brings it.
 _BUILD = {"mmdebstrap": "mmdebstrap", "depmod": "kmod", "zstd": "zstd"}
-_RUN = {
-    "qemu-system-x86_64": "qemu-system-x86",
-    "setpriv": "util-linux",
-    "/usr/share/seabios/bios-256k.bin": "seabios",
-    "gcc": "gcc",
-    "/usr/include/stdio.h": "libc6-dev",
-    "/usr/include/libxenvchan.h": "libxen-dev",
-}
+_RUN = {"setpriv": "util-linux"}
 
 
-def need(*, build: bool) -> None:
-    """Make sure that QEMU and gcc, and with `build` what makes images, are there: install as root, else say how."""
-    wanted = {**_RUN, **(_BUILD if build else {})}
+def need(architecture: Architecture, *, build: bool) -> None:
+    """See that QEMU and the compiler are there, and with `build` what makes images: install as root, else say how."""
+    wanted = {**_RUN, **architecture.host, **(_BUILD if build else {})}
     missing = sorted({package for thing, package in wanted.items() if not _present(thing)})
     if not missing:
         return

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from lab.dom0.places import LIBRARIES
 from lab.releases import DISK_MODULES
 
 __all__ = ["disk_tools"]
@@ -34,7 +35,7 @@ def disk_tools() -> dict[str, Path]:
     for library in _LIBRARY.findall(linked):
         path = Path(library)
         if not path.name.startswith(_IN_EVERY_GUEST):
-            files[f"usr/lib/x86_64-linux-gnu/{path.name}"] = path
+            files[str(LIBRARIES / path.name)] = path
     for module in Path("/usr/lib/modules").rglob("*.ko"):
         if module.stem in DISK_MODULES:
             files[str(module.relative_to("/"))] = module

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 
-__all__ = ["BIN", "GUEST_KIND", "IMAGES", "PROJECT", "RELEASE", "RESULTS", "request"]
+__all__ = ["ARM64", "BIN", "GUEST_KIND", "IMAGES", "LIBRARIES", "PROJECT", "RELEASE", "RESULTS", "request"]
 
 PROJECT = Path("/opt/project")
 """A snapshot of the checkout: src, lab, tests, benchmarks, examples, and bin (the host's build/lab/bin)."""
@@ -18,6 +19,12 @@ RESULTS = Path("/results")
 
 IMAGES = Path("/images")
 """What guests boot from: vmlinux and guest.cpio."""
+
+
+ARM64 = platform.machine() == "aarch64"
+
+LIBRARIES = Path("/usr/lib") / f"{platform.machine()}-linux-gnu"
+"""Where Debian has its libraries, here and in guests."""
 
 
 def request() -> dict[str, object]:

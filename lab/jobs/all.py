@@ -1,6 +1,6 @@
 """What `make test-xen` runs in each lab, in one boot: every job that judges, or those named, one after the other.
 
-With --long it is what `make test-xen-long` runs: jobs that take minutes.
+With --long it is what `make test-xen-long` runs: jobs that take minutes. arm64 has its own list, long or not.
 """
 
 from __future__ import annotations
@@ -10,16 +10,27 @@ import sys
 import time
 from pathlib import Path
 
+from lab.dom0 import ARM64
+
 _FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
-JOBS = ["suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", _FRONT]
+JOBS = [
+    *("suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "faults", _FRONT),
+    "differential --examples 6 --steps 40",
+]
 LONG_JOBS = [
+    "differential --examples 200",
     "block_faults --long",
     "block linux xl python",
     "block_front linux",
     "block_front random blkfront --random 300",
 ]
 
-jobs = LONG_JOBS if sys.argv[1:] == ["--long"] else sys.argv[1:] or JOBS
+ARM64_JOBS = ["suite", "table", "tool", "cycles", "vchan", "block python"]
+
+long = sys.argv[1:] == ["--long"]
+if ARM64:
+    JOBS = LONG_JOBS = ARM64_JOBS
+jobs = LONG_JOBS if long else sys.argv[1:] or JOBS
 
 failed = []
 for job in jobs:

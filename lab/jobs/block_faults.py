@@ -19,6 +19,7 @@ from lab.dom0 import disk_checks as checks
 from lab.dom0 import disk_faults as faults
 from lab.dom0.disk_tools import disk_tools
 from lab.dom0.disks import python_disk
+from lab.dom0.places import LIBRARIES
 from lab.dom0.served_disks import DiskServer, ServedDisk, XlServedDisk
 from lab.dom0.xenstore import xenstore_read
 from lab.dom0.xl import XlError
@@ -107,7 +108,7 @@ def first(guest: Guest, server: DiskServer, judge: Judge, *, long: bool) -> None
         if judge.wants("kill_server_under_requests", "kill_server_under_files", "destroy_guest_in_use"):
             with own:
                 checks.wait_for_disk(guest, own)
-                kills, tree, every = (6, "/usr", 60) if long else (2, "/usr/lib/x86_64-linux-gnu", 80)
+                kills, tree, every = (6, "/usr", 60) if long else (2, str(LIBRARIES), 80)
                 kill = partial(faults.kill_server_under_requests, guest, own, kills=kills)
                 judge(guest, "kill_server_under_requests", kill)
                 kill = partial(faults.kill_server_under_files, guest, own, tree, every=every)

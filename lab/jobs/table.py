@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import xengrant
-from lab.dom0 import Command, Guest, GuestError, xl, xl_list
+from lab.dom0 import ARM64, GUEST_KIND, Command, Guest, GuestError, xl, xl_list
 from tests.grant_table.model import builders_bench, run_random
 from tests.grant_table.state_machine import run_machine
 from xengrant import EntryKind, Grant, GrantBusy, GrantRef, MapError
@@ -28,8 +28,10 @@ SECONDS = 60
 def main() -> int:
     results: list[bool] = []
     # Linux maps the status frames of a version 2 table in PV guests only: any other stops when it first revokes a
-    # grant (gnttab_end_foreign_access_ref_v2, a NULL grstatus; seen with 6.12).
-    with Guest.create("one") as one, Guest.create("two", kind="pv", cmdline_extra="grant_table.version=2") as two:
+    # grant (gnttab_end_foreign_access_ref_v2, a NULL grstatus; seen with 6.12). On arm64 Xen has no version 2, and
+    # Linux takes what there is.
+    kind = GUEST_KIND if ARM64 else "pv"
+    with Guest.create("one") as one, Guest.create("two", kind=kind, cmdline_extra="grant_table.version=2") as two:
         for live in (versions_are_told, ls_shows_what_guests_share, xen_agrees, watch_and_top_see_changes):
             results.append(_passes(live, one, two))
         results.append(_passes(an_open_table_holds_a_zombie, one))
@@ -53,7 +55,7 @@ def _passes(check: Callable[..., None], *guests: Guest) -> bool:
 
 def versions_are_told(one: Guest, two: Guest) -> None:
     with xengrant.connect() as domain:
-        for guest, version in ((one, 1), (two, 2)):
+        for guest, version in ((one, 1), (two, 1 if ARM64 else 2)):
             with domain.grant_table(of=guest.domid) as table:
                 assert table.version == version, f"{guest} has version {table.version}"
                 assert 1 <= table.frames <= table.max_frames == 64, repr(table)
@@ -127,19 +129,17 @@ def watch_and_top_see_changes(one: Guest, two: Guest) -> None:
     """`ls --watch` tells of each change, and `top -b` shows a guest's grants come and go."""
     with (
         _started("ls", one.name, "--watch", "-i", "0.2", "--json") as watching,
-        _started("top", "-b", "-i", "3", "-d", "8", "--json") as top,
+        _started("top", "-b", "-i", "60", "-d", "2", "--json") as top,
     ):
-        counts = [_granted(_line(top), one)]
+        before = _granted(_line(top), one)
         with _sharing(one, (0, 4, True)) as (refs,):
             with _mapped(one, refs, refs[2:]):
                 events = _until(watching, lambda event: event["ref"] == refs[0] and event["writing"])
-            counts.append(_granted(_line(top), one))
-        counts.append(_granted(_line(top), one))
-        assert counts == [counts[0], counts[0] + 4, counts[0]], f"top saw {counts} grants"
+            _await_granted(top, one, before + 4)
+        _await_granted(top, one, before)
         events += _until(watching, lambda event: event["event"] == "revoked" and event["ref"] == refs[-1])
         told = {event["ref"] for event in events if event["event"] == "granted"}
         assert told >= set(refs), f"{told} of {refs} were told"
-        assert top.wait(SECONDS) == 0
 
 
 def an_open_table_holds_a_zombie(guest: Guest) -> None:
@@ -178,7 +178,8 @@ def a_builder_grants_the_console_again(built: Guest) -> None:
 def a_table_agrees_with_the_model(built: Guest) -> None:
     """A `GrantTable` over the live table of a guest that has not run: what maps is what a plain model says."""
     with xengrant.connect() as domain:
-        run_machine(lambda: builders_bench(domain, built.domid), examples=8, steps=40)
+        # The first ten examples have hardly a step in Debian 12's version of Hypothesis.
+        run_machine(lambda: builders_bench(domain, built.domid), examples=10 + 8, steps=40)
         with builders_bench(domain, built.domid) as bench:
             done = run_random(bench, seed=int(time.time()), steps=1000)
     print(f"what the model and the table did alike: {done}", flush=True)
@@ -278,10 +279,10 @@ def _started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.terminate()
 
 
-def _line(process: subprocess.Popen[str]) -> Any:
+def _line(process: subprocess.Popen[str], message: str = "") -> Any:
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert line, f"{process.args!r} ended"
+    assert line, f"{process.args!r} ended; {message}"
     return json.loads(line)
 
 
@@ -291,6 +292,14 @@ def _until(process: subprocess.Popen[str], wanted: Callable[[dict[str, Any]], bo
     while not wanted(events[-1]):
         events.append(_line(process))
     return events
+
+
+def _await_granted(top: subprocess.Popen[str], guest: Guest, wanted: int) -> None:
+    """Until `top` shows so many grants of a guest; it ends after two minutes."""
+    seen: list[int] = []
+    while wanted not in seen:
+        line = _line(top, f"top saw {seen} grants, not {wanted}")
+        seen.append(_granted(line, guest))
 
 
 def _granted(iteration: dict[str, Any], guest: Guest) -> int:

@@ -68,7 +68,7 @@ typedef struct {
     uint32_t entry_size;
     uint32_t tail;
     uint32_t entries;
-    uint32_t busy;
+    uint32_t busy; /* take_word */
     /* Kept pages by ref, with open addressing: 0 or a power of two of places, at most half of them taken. */
     Kept *kept;
     uint32_t places;
@@ -491,7 +491,7 @@ block_dealloc(PyObject *object)
 static int
 enter(BlockServer *self)
 {
-    if (!__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE))
+    if (take_word(&self->busy))
         return 0;
     PyErr_SetString(PyExc_RuntimeError, "another thread is in a call of this BlockServer");
     return -1;

@@ -63,7 +63,7 @@ parse_timeout(PyObject *timeout, uint64_t *deadline)
 static Waited HOT
 limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 {
-    uint64_t rest = self->patience;
+    uint64_t rest = __atomic_load_n(&self->patience, __ATOMIC_RELAXED);
     if (deadline != NEVER) {
         uint64_t now = monotonic_now();
         uint64_t until = deadline > now ? deadline - now : 0;
@@ -150,7 +150,7 @@ lead_in_read(Doorbell *self, uint32_t seen, int bell)
     int late = end_watched_wait(self, since);
     if (error != 0)
         return error == EINTR ? INTERRUPTED : SILENCED;
-    return !late ? CHANGED : self->patience == NEVER ? INTERRUPTED : TIMED_OUT;
+    return !late ? CHANGED : __atomic_load_n(&self->patience, __ATOMIC_RELAXED) == NEVER ? INTERRUPTED : TIMED_OUT;
 }
 
 /* Leads in a poll, for whoever has a deadline, and for an embedded machine's ports. */
@@ -222,6 +222,8 @@ follow(Doorbell *self, uint32_t seen, uint64_t deadline)
 Waited HANDOVER
 wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
 {
+    if (self->generation != fork_generation)
+        return SILENCED; /* and a thread that the child does not have may lead for ever */
     if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
         return CHANGED;
     uint32_t nobody = 0;
@@ -269,6 +271,7 @@ doorbell_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     self->waker = (Descriptor *)waker;
     self->patience = NEVER;
+    self->generation = fork_generation;
     self->bell = (Descriptor *)Py_NewRef(bell);
     self->life = life == Py_None ? NULL : (Descriptor *)Py_NewRef(life);
     self->is_kernels = port >= 0;
@@ -353,6 +356,8 @@ static PyObject *
 doorbell_wake(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     Doorbell *self = (Doorbell *)object;
+    if (self->generation != fork_generation)
+        Py_RETURN_NONE; /* what wakes is the parent's too */
     __atomic_fetch_add(&self->wakes, 1, __ATOMIC_SEQ_CST);
     tell_all(self);
     if (__atomic_load_n(&self->waker_port, __ATOMIC_SEQ_CST) != 0)
@@ -411,14 +416,15 @@ doorbell_set_patience(PyObject *object, PyObject *value, void *Py_UNUSED(closure
     }
     if (parse_timeout(value, &until) < 0)
         return -1;
-    ((Doorbell *)object)->patience = until == NEVER ? NEVER : until - monotonic_now();
+    uint64_t patience = until == NEVER ? NEVER : until - monotonic_now();
+    __atomic_store_n(&((Doorbell *)object)->patience, patience, __ATOMIC_RELAXED);
     return 0;
 }
 
 static PyObject *
 doorbell_get_patience(PyObject *object, void *Py_UNUSED(closure))
 {
-    uint64_t patience = ((Doorbell *)object)->patience;
+    uint64_t patience = __atomic_load_n(&((Doorbell *)object)->patience, __ATOMIC_RELAXED);
     return patience == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)patience / 1e9);
 }
 

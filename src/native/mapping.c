@@ -157,7 +157,7 @@ unmap(Mapping *self)
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
-    self->address = NULL;
+    __atomic_store_n(&self->address, NULL, __ATOMIC_RELAXED); /* `address` is read without an export */
     PyObject *unmapped = self->unmapped;
     self->unmapped = NULL;
     if (unmapped == NULL)
@@ -666,7 +666,8 @@ mapping_repr(PyObject *object)
     else if (state & CLOSED)
         repr = PyUnicode_FromFormat("<%U closed>", name);
     else
-        repr = PyUnicode_FromFormat("<%U %zd page%s at %p %s>", name, pages, pages == 1 ? "" : "s", self->address,
+        repr = PyUnicode_FromFormat("<%U %zd page%s at %p %s>", name, pages, pages == 1 ? "" : "s",
+                                    __atomic_load_n(&self->address, __ATOMIC_RELAXED),
                                     self->writable ? "writable" : "read-only");
     Py_DECREF(name);
     return repr;
@@ -765,7 +766,10 @@ static PyObject *
 mapping_get_address(PyObject *object, void *Py_UNUSED(closure))
 {
     Mapping *self = (Mapping *)object;
-    return check_open(self) < 0 ? NULL : PyLong_FromVoidPtr(self->address);
+    char *address = __atomic_load_n(&self->address, __ATOMIC_RELAXED);
+    if (address == NULL)
+        set_closed_error(CLOSED);
+    return address == NULL || check_open(self) < 0 ? NULL : PyLong_FromVoidPtr(address);
 }
 
 static PyObject *

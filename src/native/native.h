@@ -103,6 +103,7 @@ struct Doorbell {
     uint32_t wakes;     /* counts calls of wake() */
     uint32_t events;    /* counts events that were taken */
     uint32_t stopped;   /* 1 where nobody is to wait */
+    uint32_t generation; /* of the process whose it is: a fork's child is never told of anything */
     uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
     /* Of a kernel's, once a wait has had no deadline: */
@@ -151,10 +152,9 @@ void watchdog_after_fork(int in_child);
 /* ---- Turn: one thread after the other, and a thread's own signal handlers inside it -------------------------- */
 
 typedef struct {
-    uint32_t state; /* 0 free, 1 held, 2 held and waited for; a futex */
+    uint32_t state; /* 0 free, 1 held, 2 held and waited for, above four times the generation of who did so; a futex */
     uint32_t depth;
     uintptr_t owner;
-    uint32_t generation;
 } Turn;
 
 /* With the GIL, which others have while this waits. 0, or -1 and an error is set: of a handler, or TimeoutError. */
@@ -176,8 +176,7 @@ typedef struct {
     uint32_t own;
     uint32_t lie;  /* the peer's index that was refused */
     uint32_t seen; /* bytes that may be read, or written, when the peer's index was last loaded, less what was since */
-    uint32_t busy; /* 1 while a call uses the above */
-    uint32_t generation;
+    uint32_t busy; /* while a call uses the above: take_word */
     char writes;
     /* Of a vchan's end, which can be told and waits: NULL without. */
     Doorbell *doorbell;
@@ -286,5 +285,13 @@ int register_at_fork(void);
 
 /* How many forks lie between this process and the one that loaded the module: locks of another are nobody's. */
 extern uint32_t fork_generation;
+
+/* Takes a lock of one word, where nobody of this process has it: whether it could. Who has it stores 0, released. */
+static inline int
+take_word(uint32_t *lock)
+{
+    uint32_t held = fork_generation + 1, seen = __atomic_load_n(lock, __ATOMIC_RELAXED);
+    return seen != held && __atomic_compare_exchange_n(lock, &seen, held, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
+}
 
 #endif

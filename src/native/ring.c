@@ -80,18 +80,14 @@ release_buffers(Opened *opened)
 void HANDOVER
 occupy_without_gil(Ring *self)
 {
-    while (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE))
+    while (!take_word(&self->busy))
         sched_yield();
 }
 
 void HOT
 occupy(Ring *self)
 {
-    if (self->generation != fork_generation) { /* another thread of the parent may have been at it */
-        self->generation = fork_generation;
-        self->busy = 0;
-    }
-    if (__atomic_exchange_n(&self->busy, 1, __ATOMIC_ACQUIRE)) {
+    if (!take_word(&self->busy)) {
         Py_BEGIN_ALLOW_THREADS
         occupy_without_gil(self);
         Py_END_ALLOW_THREADS
@@ -129,7 +125,7 @@ look(Ring *self, const Opened *opened)
     uint32_t apart = self->writes ? self->own - peer : peer - self->own;
     uint32_t may = self->writes ? self->size - apart : apart;
     if (apart > self->size || may < self->seen) {
-        self->lie = peer;
+        __atomic_store_n(&self->lie, peer, __ATOMIC_RELAXED); /* `refuse` reads it after vacate */
         return -1;
     }
     self->seen = may;
@@ -144,7 +140,8 @@ look_again(Ring *self, const Opened *opened, uint32_t wanted)
         return -1;
     if (self->seen >= wanted)
         return 0;
-    self->lie = self->writes ? self->own - (self->size - self->seen) : self->own + self->seen;
+    uint32_t peer = self->writes ? self->own - (self->size - self->seen) : self->own + self->seen;
+    __atomic_store_n(&self->lie, peer, __ATOMIC_RELAXED);
     return -1;
 }
 
@@ -155,7 +152,8 @@ refuse(const Ring *self)
     if (error == NULL)
         return;
     PyErr_Format(error, "the peer's %s index of a ring of %u bytes is %u, where ours is %u: that cannot be",
-                 self->writes ? "consumer" : "producer", self->size, self->lie, self->own);
+                 self->writes ? "consumer" : "producer", self->size, __atomic_load_n(&self->lie, __ATOMIC_RELAXED),
+                 __atomic_load_n(&self->own, __ATOMIC_RELAXED));
     Py_DECREF(error);
 }
 
@@ -252,7 +250,6 @@ ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs, int writes)
     self->start = start;
     self->size = (uint32_t)size;
     self->writes = (char)writes;
-    self->generation = fork_generation;
     Opened opened;
     if (ring_open(self, &opened) < 0) {
         Py_DECREF(self);

@@ -23,7 +23,7 @@ peer_is_gone(const Ring *self, const Opened *opened)
 static int HANDOVER
 is_woken(const Ring *self)
 {
-    return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != self->wakes ||
+    return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != __atomic_load_n(&self->wakes, __ATOMIC_RELAXED) ||
            __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
 }
 
@@ -64,7 +64,8 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
     if (peer_is_gone(self, opened))
         return is_there(self, opened, wanted) ? READY : PEER_GONE;
     if (is_woken(self)) {
-        self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&self->wakes, wakes, __ATOMIC_RELAXED);
         return WOKEN;
     }
     Waited waited = wait_for_change(self->doorbell, seen, deadline);

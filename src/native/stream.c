@@ -12,19 +12,31 @@
 
 /* ---- Turns --------------------------------------------------------------------------------------------- */
 
+static inline uint32_t
+free_turn(void)
+{
+    return fork_generation << 2;
+}
+
+/* What a thread of the parent process had is free. */
+static inline int
+is_free(uint32_t state)
+{
+    return state - free_turn() - 1 > 1;
+}
+
 int HOT
 take_turn(Turn *turn, uint64_t deadline)
 {
     uintptr_t self = (uintptr_t)__builtin_thread_pointer();
-    if (turn->generation != fork_generation)
-        *turn = (Turn){.generation = fork_generation};
-    if (__atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
+    uint32_t free = free_turn(), state = __atomic_load_n(&turn->state, __ATOMIC_RELAXED);
+    if (!is_free(state) && __atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
         turn->depth++;
         return 0;
     }
-    uint32_t expected = 0;
-    if (!__atomic_compare_exchange_n(&turn->state, &expected, 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
-        while (__atomic_exchange_n(&turn->state, 2, __ATOMIC_ACQUIRE) != 0) {
+    if (!is_free(state) ||
+        !__atomic_compare_exchange_n(&turn->state, &state, free + 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+        while (!is_free(__atomic_exchange_n(&turn->state, free + 2, __ATOMIC_ACQUIRE))) {
             uint64_t now = deadline == NEVER ? 0 : monotonic_now();
             uint64_t rest = deadline == NEVER ? NEVER : deadline > now ? deadline - now : 0;
             if (rest == 0) {
@@ -34,7 +46,7 @@ take_turn(Turn *turn, uint64_t deadline)
             /* Not for longer than a second, since a signal that comes just before the call does not end it. */
             struct timespec limit = {.tv_sec = rest >= 1000000000u, .tv_nsec = rest >= 1000000000u ? 0 : (long)rest};
             Py_BEGIN_ALLOW_THREADS
-            syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, 2, &limit, NULL, 0);
+            syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, free + 2, &limit, NULL, 0);
             Py_END_ALLOW_THREADS
             if (PyErr_CheckSignals() < 0)
                 return -1;
@@ -51,7 +63,7 @@ end_turn(Turn *turn)
     if (--turn->depth > 0)
         return;
     __atomic_store_n(&turn->owner, 0, __ATOMIC_RELAXED);
-    if (__atomic_exchange_n(&turn->state, 0, __ATOMIC_RELEASE) == 2)
+    if (__atomic_exchange_n(&turn->state, free_turn(), __ATOMIC_RELEASE) == free_turn() + 2)
         syscall(SYS_futex, &turn->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
@@ -78,12 +90,14 @@ stream_init(PyObject *object, PyObject *args, PyObject *Py_UNUSED(kwargs))
     PyObject *incoming, *outgoing;
     if (!PyArg_ParseTuple(args, "OO:Stream", &incoming, &outgoing))
         return -1;
-    if (self->incoming != NULL || !is_ring(incoming, 0) || !is_ring(outgoing, 1)) {
+    Ring *none = NULL;
+    if (!is_ring(incoming, 0) || !is_ring(outgoing, 1) ||
+        !__atomic_compare_exchange_n(&self->outgoing, &none, (Ring *)outgoing, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
         PyErr_SetString(PyExc_TypeError, "a Stream is made of a RingReader and a RingWriter, once");
         return -1;
     }
-    self->incoming = (Ring *)Py_NewRef(incoming);
-    self->outgoing = (Ring *)Py_NewRef(outgoing);
+    Py_INCREF(outgoing);
+    __atomic_store_n(&self->incoming, (Ring *)Py_NewRef(incoming), __ATOMIC_RELEASE); /* whoever sees it has both */
     return 0;
 }
 
@@ -141,11 +155,11 @@ parse_call(Stream *self, const char *const names[2], PyObject *const *args, Py_s
         }
         given[which] = args[nargs + i];
     }
-    if (self->incoming == NULL) {
+    if (__atomic_load_n(&self->incoming, __ATOMIC_ACQUIRE) == NULL) {
         PyErr_SetString(PyExc_TypeError, "this Stream was not initialised");
         return -1;
     }
-    if (self->ended) {
+    if (__atomic_load_n(&self->ended, __ATOMIC_RELAXED)) {
         PyObject *open = PyObject_CallMethod((PyObject *)self, "_check_open", NULL);
         if (open == NULL)
             return -1;

@@ -146,11 +146,14 @@ watchdog_before_fork(void)
     pthread_mutex_lock(&lock);
 }
 
-/* The child has no such thread. Its doorbells are closed, and leave the list as they go. */
+/* The child has no such thread. Its doorbells are closed, nobody waits on them, and they leave the list as they go. */
 void
 watchdog_after_fork(int in_child)
 {
-    if (in_child)
+    if (in_child) {
         running = 0;
+        for (Doorbell *each = watched; each != NULL; each = each->next)
+            each->waits_since = 0;
+    }
     pthread_mutex_unlock(&lock);
 }

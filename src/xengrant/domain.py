@@ -21,6 +21,7 @@ from xengrant.devices import Device, System, open_system
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, ProtocolError
 from xengrant.evtchn import AsyncEventChannels, EventChannels
 from xengrant.foreign_table import ForeignGrantTable
+from xengrant.forks import abandon_in_child
 from xengrant.gntshr import Gntshr
 from xengrant.gnttab import Gnttab, Grant
 from xengrant.peer import AsyncPeer, Peer
@@ -29,7 +30,7 @@ from xengrant.xenstore import AsyncXenStore, XenStore
 if TYPE_CHECKING:
     from xengrant.gntshr import Share
     from xengrant.grant_table import GrantTable
-    from xengrant.meeting import Advertisement
+    from xengrant.meeting import Advertised, Advertisement
 
 __all__ = ["AsyncDomain", "Domain", "connect"]
 
@@ -49,19 +50,28 @@ class Domain:
 
     Closing it removes its advertisements and stops its peers; interfaces, shares and maps made through it live on.
     Where the program is the domain's kernel (``kernel=1``), the domain ends with the last `Domain` of this process, and
-    the last share and page made through it. Threads: any call from any thread.
+    the last share and page made through it. Threads: any call from any thread. Fork: in the child nothing is open, and
+    what it opens from then on is its own.
     """
 
     def __init__(self, system: System) -> None:
         self.system = system
         self.closed = False
-        self._lock = threading.RLock()
         self._domid: int | None = None
+        self._met: dict[int, str] = {}
+        self._open_nothing()
+        abandon_in_child(self)
+
+    def _open_nothing(self) -> None:
+        self._lock = threading.RLock()
         self._store: XenStore | None = None
         self._kernel: kernelspace.Kernel | None = None
         self._advertisements: list[Advertisement] = []
         self._peers: weakref.WeakSet[Peer] = weakref.WeakSet()
-        self._met: dict[int, str] = {}
+
+    def _abandon(self) -> None:
+        self._parents = self._store, self._kernel, self._advertisements
+        self._open_nothing()
 
     @property
     def url(self) -> str:
@@ -134,13 +144,15 @@ class Domain:
             )
         return self._attached().alloc_pages(count)
 
-    def advertise(self, share: Share, path: str) -> Advertisement:
+    def advertise(self, share: Share, path: str, header: str = "") -> Advertisement:
         """Tell the share's peer of its refs at `path` below this domain's xenstore directory; only the peer may read.
+
+        `header`, at most 2,000 bytes, tells the peer what the pages hold: see `find_advertised`.
 
         Closing the advertisement or the domain removes the nodes. In a guest `path` lies below ``data``, the one
         directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit.
         """
-        advertisement = meeting.advertise(self._own_store(), self.domid, share, path)
+        advertisement = meeting.advertise(self._own_store(), self.domid, share, path, header)
         with self._lock:
             self._advertisements = [other for other in self._advertisements if not other.closed]
             self._advertisements.append(advertisement)
@@ -151,10 +163,14 @@ class Domain:
 
         Raises `TimeoutError`, `ProtocolError` where the peer wrote nonsense, `XenStoreError`.
         """
+        return self.find_advertised(domid, path, timeout).grants
+
+    def find_advertised(self, domid: int, path: str, timeout: float | None = None) -> Advertised:
+        """As `find`: the grants, and the header that the peer wrote beside them, which nobody has checked."""
         with self.xenstore() as store:
-            grants = meeting.find(store, domid, path, timeout)
+            found = meeting.find(store, domid, path, timeout)
         self._met[domid] = path
-        return grants
+        return found
 
     def peer(self, domid: int, path: str | None = None) -> Peer:
         """Domain `domid` as somebody who may go away.
@@ -247,10 +263,14 @@ class AsyncDomain:
 
     async def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
         """As `Domain.find`."""
+        return (await self.find_advertised(domid, path, timeout)).grants
+
+    async def find_advertised(self, domid: int, path: str, timeout: float | None = None) -> Advertised:
+        """As `Domain.find_advertised`."""
         async with self.xenstore() as store:
-            grants = await meeting.find_async(store, domid, path, timeout)
+            found = await meeting.find_async(store, domid, path, timeout)
         self._domain._met[domid] = path
-        return grants
+        return found
 
     def peer(self, domid: int, path: str | None = None) -> AsyncPeer:
         """As `Domain.peer`; closing the domain does not close it."""

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SILO = "with xsm=silo, the default on arm64, guests reach dom0 only; boot Xen with xsm=dummy to have them reach others"
+"""What to do where Xen refuses two guests what dom0 and a guest may do (Xen xen/xsm/silo.c)."""
+
 __all__ = [
     "GrantBusy",
     "GrantError",

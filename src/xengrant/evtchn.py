@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from xengrant.abi import evtchn as abi
 from xengrant.arguments import MAX_U32, checked_domid, checked_number
-from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
+from xengrant.descriptors import needing_descriptors
+from xengrant.errors import SILO, GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
 from xengrant.waiting import SharedReader, deadline_after
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class _BasePort:
         Who waits on it takes the events of every port of the interface: let there be no other, nor another's wait.
         """
         self._check_open()
-        return self._channels._device.doorbell(self.number)
+        with needing_descriptors():
+            return self._channels._device.doorbell(self.number)
 
     def unmask(self) -> None:
         """Let the next event be delivered, after a wait with ``unmask=False``."""
@@ -136,7 +138,8 @@ class _Channels(Generic[_P]):
     def bind_unbound(self, remote_domid: int) -> _P:
         """A new port that `remote_domid` may bind to; tell it the port's number.
 
-        Raises `ValueError` for a domid outside 0..0x7FEF, `InterfaceUnavailable` where no port is left.
+        Raises `ValueError` for a domid outside 0..0x7FEF, `InterfaceUnavailable` where no port is left, or Xen's
+        security policy forbids it.
         """
         checked_domid(remote_domid)
         return self._bind(abi.BIND_UNBOUND_PORT, abi.pack_word(remote_domid), remote_domid, None)
@@ -429,6 +432,10 @@ def _why_not_bound(error: OSError, remote_domid: int, remote_port: int | None) -
         )
     if error.errno == errno.ESRCH:
         return PeerClosed(errno.ESRCH, f"there is no domain {remote_domid}")
+    if error.errno == errno.EPERM:
+        return InterfaceUnavailable(
+            errno.EPERM, f"Xen's security policy forbids an event channel with domain {remote_domid}: {SILO}"
+        )
     if error.errno == errno.EINVAL and remote_port is not None:
         return GrantError(
             f"port {remote_port} of domain {remote_domid} cannot be bound: it does not exist, is bound already, "

@@ -11,7 +11,8 @@ import errno
 import itertools
 import logging
 import operator
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -22,7 +23,7 @@ from xengrant.abi import grant_table as xen
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.arguments import MAX_U32, checked_domid, checked_number
 from xengrant.devices import Pointer
-from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, InvalidGrant, MapError
+from xengrant.errors import SILO, GrantError, InterfaceClosed, InterfaceUnavailable, InvalidGrant, MapError
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -352,7 +353,9 @@ class _Unmap:
         self._count = count
         self.index = index
 
-    def __call__(self) -> None:
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # modules may be gone, and the process' end is the file's release
+            return
         with contextlib.suppress(InterfaceClosed):  # then the last munmap is the file's release
             self._device.ioctl(abi.UNMAP_GRANT_REF, abi.pack_unmap(self.index, self._count))
 
@@ -361,7 +364,7 @@ _STATUS_TEXT = {
     xen.GNTST_GENERAL_ERROR: "not granted to this domain (revoked, never granted, or granted to another)",
     xen.GNTST_BAD_DOMAIN: "there is no such domain",
     xen.GNTST_BAD_GNTREF: "the reference lies beyond that domain's grant table",
-    xen.GNTST_PERMISSION_DENIED: "permission denied",
+    xen.GNTST_PERMISSION_DENIED: f"Xen's security policy forbids it: {SILO}",
     xen.GNTST_BAD_PAGE: "the granted page does not exist any more",
     xen.GNTST_EAGAIN: "the page is paged out: try again",
 }

@@ -12,7 +12,10 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from xengrant.errors import InterfaceClosed
 
 __all__ = ["FinalizerLock", "locked"]
 
@@ -23,9 +26,13 @@ class FinalizerLock:
     __slots__ = ("_callers", "late", "plain")
 
     def __init__(self) -> None:
-        self.plain = threading.Lock()
+        self.plain: _Lock = threading.Lock()
         self.late: deque[Callable[[], None]] = deque()
         self._callers: set[int] = set()  # the threads that call what was left
+
+    def abandon(self) -> None:
+        """In a forked child: let nobody take it, nor wait for it: `InterfaceClosed`."""
+        self.plain = _ParentsLock()
 
     def call(self, function: Callable[[], None]) -> None:
         """Call `function`, which may take the lock: now, or in the thread that has the lock, when it lets go of it."""
@@ -49,6 +56,21 @@ class FinalizerLock:
                     function()
             finally:
                 self._callers.discard(thread)
+
+
+class _Lock(AbstractContextManager[Any], Protocol):
+    def locked(self) -> bool: ...
+
+
+class _ParentsLock:
+    def __enter__(self) -> None:
+        raise InterfaceClosed("this grant table is the parent process's: connect() again in this one")
+
+    def __exit__(self, *exc: object) -> None:
+        raise AssertionError("nobody has this lock")
+
+    def locked(self) -> bool:
+        return True
 
 
 class _HasLock(Protocol):

@@ -20,6 +20,7 @@ from xengrant.abi import grant_table as abi
 from xengrant.abi.xen import DOMID_FIRST_RESERVED
 from xengrant.arguments import checked_number
 from xengrant.errors import GrantBusy, GrantTableFull, InvalidGrant
+from xengrant.forks import abandon_in_child
 from xengrant.grant_contexts import Granted, raise_first
 from xengrant.grant_entries import GrantEntry, entries_of
 from xengrant.grant_lock import FinalizerLock, locked
@@ -68,7 +69,8 @@ class GrantTable:
 
     Threads: any call from any thread, and from any number of event loops; waiters are woken in their own. Finalizers
     may call anything that `with` blocks do. A signal handler that raises leaves the table sound, and what the call that
-    it interrupted was about to return stays held: a reference may be lost that way, never granted memory.
+    it interrupted was about to return stays held: a reference may be lost that way, never granted memory. Fork: in the
+    child its calls raise `InterfaceClosed`.
     """
 
     def __init__(
@@ -93,6 +95,10 @@ class GrantTable:
         self._ended = bytearray(len(self.entries))  # 1 where a grant of this table's was ended, so that nobody maps it
         self._pages: dict[int, Grantable] = {}  # of the entries that are granted or ending
         self._waiters: dict[_Waiter, None] = {}  # in the order in which they came
+        abandon_in_child(self)
+
+    def _abandon(self) -> None:
+        self._lock.abandon()
 
     def __repr__(self) -> str:
         frames = len(self.entries.frames)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from xengrant.abi.grant_table import V2_FRAMES_PER_STATUS_FRAME
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.arguments import checked_domid, checked_number
 from xengrant.errors import GrantBusy, GrantTableFull, InterfaceClosed, InterfaceUnavailable, InvalidGrant
+from xengrant.forks import abandon_in_child
 from xengrant.gntshr import Gntshr, Share, UnmapNotify
 from xengrant.grant_table import GrantTable, NewFrames
 
@@ -56,9 +57,10 @@ class Page:
     def hold(self) -> None:
         """A grant begins; `InterfaceClosed` where the page was given back."""
         gone = self.mapping.closed
-        with self._lock:
-            gone = gone or self._closing
-            self._held += not gone
+        if not gone:
+            with self._lock:
+                gone = self._closing
+                self._held += not gone
         if gone:
             raise InterfaceClosed(f"page {self.frame:#x} was given back")
 
@@ -69,6 +71,8 @@ class Page:
 
     def close(self) -> None:
         """Give the page back. `GrantBusy` while it is granted, `BufferError` while views are alive; twice is fine."""
+        if self.mapping.closed:  # also in a forked child, where another thread's lock is held for ever
+            return
         with self._lock:
             held = self._held
             self._closing = self._closing or not held
@@ -98,6 +102,7 @@ class _Attached:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kernels: dict[str, Kernel] = {}
+        abandon_in_child(self)
 
     def attach(self, system: System) -> Kernel:
         with self._lock:
@@ -116,14 +121,14 @@ class _Attached:
             self._kernels = {url: other for url, other in self._kernels.items() if other is not kernel}
         kernel.close()
 
-    def forget(self) -> None:
+    def _abandon(self) -> None:
         """In a forked child, which is no domain's kernel."""
-        self.__init__()  # type: ignore[misc]
+        self._lock = threading.Lock()
+        self._parents, self._kernels = self._kernels, {}
 
 
 _attached = _Attached()
 attach, detach = _attached.attach, _attached.detach
-os.register_at_fork(after_in_child=_attached.forget)
 
 
 class Kernel:
@@ -256,8 +261,9 @@ class _Free:
         self._frame = frame
         self._count = count
 
-    def __call__(self) -> None:
-        self._kernel.free_frames(self._frame, self._count)
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # modules may be gone, and with the process the domain ends
+            self._kernel.free_frames(self._frame, self._count)
 
 
 class _Frame:
@@ -290,8 +296,8 @@ class _Revoke:
         if notify is not None:
             self._arm(frame, notify)
 
-    def __call__(self) -> None:
-        if self.armed:  # the table is asked last, and perhaps later, since this may be a finalizer
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if self.armed and not is_finalizing():  # the table is asked last, perhaps later: this may be a finalizer
             self._notify()
             self._kernel.table._call_outside(self._revoke)
 

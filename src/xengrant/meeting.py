@@ -5,6 +5,7 @@ Called by `Domain.advertise` and `Domain.find`; above gntshr and xenstore. Under
     domid       the granter's domid, decimal
     writable    0 or 1: the right that was granted
     refs/0 ...  the refs in page order as ranges, "8-23,40", each node below 2,000 bytes
+    header      what the pages hold, where the granter says: a text of its own, at most 2,000 bytes
 
 all readable by the peer only, written in one transaction, removed on close. What the peer wrote is bounded and checked
 before it is believed.
@@ -16,7 +17,7 @@ import asyncio
 import errno
 import re
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from xengrant.arguments import MAX_U32, checked_domid
 from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
@@ -29,12 +30,19 @@ if TYPE_CHECKING:
     from xengrant.gntshr import Share
     from xengrant.xenstore import AsyncTransaction, AsyncXenStore, Transaction, XenStore
 
-__all__ = ["Advertisement", "advertise", "find", "find_async"]
+__all__ = ["Advertised", "Advertisement", "advertise", "find", "find_async"]
 
 _NODE_BYTES = 2000
 _MAX_NODES = 512
 _ONE_LOOK = 1.0  # seconds that xenstore has for its answers where the caller waits for none
-_NAMES = {"domid", "refs", "writable"}
+_NAMES = {"domid", "header", "refs", "writable"}
+
+
+class Advertised(NamedTuple):
+    """What a peer advertises: its grants in page order, and what it says of them, in its own words; b"" for nothing."""
+
+    grants: list[Grant]
+    header: bytes
 
 
 class Advertisement:
@@ -62,15 +70,20 @@ class Advertisement:
         return f"<Advertisement at {self.path}{', closed' if self.closed else ''}>"
 
 
-def advertise(store: XenStore, domid: int, share: Share, path: str) -> Advertisement:
+def advertise(store: XenStore, domid: int, share: Share, path: str, header: str = "") -> Advertisement:
     """Write the share's refs under `path`, relative to domain `domid`'s (our own) directory, for its peer to read.
 
     Replaces an advertisement there; `XenStoreError` (EEXIST) where `path` holds other nodes: closing would remove them.
+    `header` is for the peer, at most 2,000 bytes.
     """
     if len(share.refs) > MAX_GRANTS:
         raise ValueError(f"{len(share.refs)} pages: the peer maps at most {MAX_GRANTS} at once")
+    if len(header.encode()) > _NODE_BYTES:
+        raise ValueError(f"a header of {len(header.encode())} bytes: xenstore takes {_NODE_BYTES}")
     nodes = {"domid": str(domid), "writable": str(int(share.writable))}
     nodes |= {f"refs/{i}": text for i, text in enumerate(format_refs(share.refs))}
+    if header:
+        nodes["header"] = header
     permissions = [Permission(domid, "n"), Permission(share.domid, "r")]
 
     def write(transaction: Transaction) -> None:
@@ -103,8 +116,8 @@ def remove(store: XenStore, path: str) -> None:
             raise
 
 
-def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
-    """The grants that domain `domid` advertises at `path`, waiting until it does.
+def find(store: XenStore, domid: int, path: str, timeout: float | None) -> Advertised:
+    """What domain `domid` advertises at `path`, waiting until it does.
 
     A timeout of 0 looks once, and gives xenstore a second to answer. Raises `TimeoutError`, `ProtocolError` for values
     that make no sense, `XenStoreError`.
@@ -112,15 +125,15 @@ def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[
     where = shown_path(checked_domid(domid), path)
     deadline = deadline_after(timeout if timeout != 0 else _ONE_LOOK)
 
-    def read(transaction: Transaction) -> list[Grant] | None:
+    def read(transaction: Transaction) -> Advertised | None:
         return _drive(_reading(domid, where), transaction, deadline)
 
     try:
         with store.watch(where, timeout=seconds_until(deadline)) as watch:
             while True:
-                grants = store.run_transaction(read, timeout=seconds_until(deadline))
-                if grants is not None:
-                    return grants
+                found = store.run_transaction(read, timeout=seconds_until(deadline))
+                if found is not None:
+                    return found
                 if timeout == 0 or seconds_until(deadline) == 0:  # the peer decides whether there is always an event
                     raise TimeoutError
                 watch.wait(seconds_until(deadline))
@@ -128,20 +141,20 @@ def find(store: XenStore, domid: int, path: str, timeout: float | None) -> list[
         raise TimeoutError(_not_advertised(domid, where, timeout)) from None
 
 
-async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float | None) -> list[Grant]:
+async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float | None) -> Advertised:
     """As `find`."""
     where = shown_path(checked_domid(domid), path)
     deadline = deadline_after(timeout)
 
-    async def read(transaction: AsyncTransaction) -> list[Grant] | None:
+    async def read(transaction: AsyncTransaction) -> Advertised | None:
         return await _drive_async(_reading(domid, where), transaction)
 
     try:
         async with asyncio.timeout(timeout if timeout != 0 else _ONE_LOOK), await store.watch(where) as watch:
             while True:
-                grants = await store.run_transaction(read)
-                if grants is not None:
-                    return grants
+                found = await store.run_transaction(read)
+                if found is not None:
+                    return found
                 if timeout == 0:
                     raise TimeoutError
                 await watch.wait(seconds_until(deadline))
@@ -149,7 +162,7 @@ async def find_async(store: AsyncXenStore, domid: int, path: str, timeout: float
         raise TimeoutError(_not_advertised(domid, where, timeout)) from None
 
 
-_Steps = Generator[tuple[str, str], Any, list[Grant] | None]
+_Steps = Generator[tuple[str, str], Any, Advertised | None]
 
 
 def _reading(domid: int, where: str) -> _Steps:
@@ -162,14 +175,15 @@ def _reading(domid: int, where: str) -> _Steps:
         texts = []
         for i in range(len(names)):
             texts.append((yield "read", f"{where}/refs/{i}"))
+        header = (yield "read", f"{where}/header") if (yield "exists", f"{where}/header") else b""
     except XenStoreError as error:
         if error.errno in (errno.ENOENT, errno.EACCES):
             return None
         raise
-    return parse(domid, where, owner, texts)
+    return Advertised(parse(domid, where, owner, texts), header)
 
 
-def _drive(steps: _Steps, store: Transaction, deadline: float | None) -> list[Grant] | None:
+def _drive(steps: _Steps, store: Transaction, deadline: float | None) -> Advertised | None:
     try:
         operation, path = next(steps)
         while True:
@@ -180,11 +194,11 @@ def _drive(steps: _Steps, store: Transaction, deadline: float | None) -> list[Gr
             else:
                 operation, path = steps.send(answer)
     except StopIteration as stop:
-        grants: list[Grant] | None = stop.value
-        return grants
+        found: Advertised | None = stop.value
+        return found
 
 
-async def _drive_async(steps: _Steps, store: AsyncTransaction) -> list[Grant] | None:
+async def _drive_async(steps: _Steps, store: AsyncTransaction) -> Advertised | None:
     try:
         operation, path = next(steps)
         while True:
@@ -195,8 +209,8 @@ async def _drive_async(steps: _Steps, store: AsyncTransaction) -> list[Grant] | 
             else:
                 operation, path = steps.send(answer)
     except StopIteration as stop:
-        grants: list[Grant] | None = stop.value
-        return grants
+        found: Advertised | None = stop.value
+        return found
 
 
 def parse(domid: int, where: str, owner: bytes, texts: list[bytes]) -> list[Grant]:

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed, XenStoreError
+from xengrant.forks import abandon_in_child
+from xengrant.waiting import deadline_after, pause_until, seconds_until
 
 if TYPE_CHECKING:
     from xengrant.xenstore import AsyncXenStore, XenStore
@@ -118,6 +120,12 @@ class Peer(_BasePeer):
         self._store: XenStore | None = None
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()
+        abandon_in_child(self)
+
+    def _abandon(self) -> None:
+        self._changed = threading.Condition()
+        if self._failure is None:
+            self._failure = InterfaceClosed(f"the Peer of domain {self.domid} is the parent process's: make another")
 
     def gone(self) -> bool:
         """Ask now, without waiting, what `wait_gone` waits for."""
@@ -133,10 +141,12 @@ class Peer(_BasePeer):
         In a guest also until it takes back the node at the peer's path, which is all that a guest can watch.
         """
         self._watch_from_now_on()
-        with self._changed:
-            settled = self._changed.wait_for(lambda: self.known_gone or self._failure is not None, timeout)
-        if not settled:
-            raise self._still_there(timeout)
+        deadline = deadline_after(timeout)
+        with (changed := self._changed):
+            while not self.known_gone and self._failure is None:
+                if seconds_until(deadline) == 0:
+                    raise self._still_there(timeout)
+                changed.wait(pause_until(deadline))
         if not self.known_gone:
             self._check_failure()
 
@@ -144,8 +154,6 @@ class Peer(_BasePeer):
         """Stop watching; whoever waits gets `InterfaceClosed`. A second time does nothing."""
         if self._failure is None:
             self._failure = self._was_closed()
-        if self._store is not None and self._store.closed:  # ended, or forked: then the lock may be held for ever
-            return
         with self._changed:
             store, thread = self._store, self._thread
         if store is not None:
@@ -163,9 +171,6 @@ class Peer(_BasePeer):
         if self.known_gone:
             return
         self._check_failure()
-        if self._store is not None and self._store.closed and not self.known_gone:
-            self._check_failure()
-            raise self._was_closed()  # by a fork; in the child the lock may be held for ever
         with self._changed:
             if self._thread is not None:
                 return
@@ -193,7 +198,7 @@ class Peer(_BasePeer):
         else:
             self._set_gone()
         finally:
-            store.close()  # the last step: a closed store and nothing known means a fork
+            store.close()
 
     def _set_gone(self) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ How to use it:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import os
@@ -26,9 +27,12 @@ from collections.abc import Callable
 from itertools import starmap
 from typing import Protocol
 
+from xengrant.descriptors import needing_descriptors
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable
 
-__all__ = ["SharedReader", "deadline_after", "seconds_until"]
+__all__ = ["SharedReader", "deadline_after", "pause_until", "seconds_until"]
+
+_LONGEST_PAUSE = 1.0  # seconds
 
 
 def deadline_after(timeout: float | None) -> float | None:
@@ -69,8 +73,11 @@ class SharedReader:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._descriptor = device.fileno()
-        self._waker = _new_eventfd()  # for the leader, who takes back what wake() wrote
-        self._closer = _new_eventfd()  # for the other pollers
+        with needing_descriptors(), contextlib.ExitStack() as undo:
+            self._waker = _new_eventfd()  # for the leader, who takes back what wake() wrote
+            undo.callback(os.close, self._waker)
+            self._closer = _new_eventfd()  # for the other pollers
+            undo.pop_all()
         self._close_wakers = weakref.finalize(self, _close_descriptors, self._waker, self._closer)
         self._close_wakers.atexit = False  # what else is closed then may still wake somebody
         self._leaders_poller = self._new_poller(select.POLLIN, self._waker)
@@ -90,7 +97,7 @@ class SharedReader:
                 elif self._leader == threading.get_ident():
                     raise RuntimeError(f"waiting for {self._device.name} again inside a wait of the same thread")
                 else:
-                    self._changed.wait(seconds_until(deadline))
+                    self._changed.wait(pause_until(deadline))
                 if _has_passed(deadline):
                     return predicate()
             return True
@@ -225,6 +232,14 @@ class SharedReader:
 def seconds_until(deadline: float | None) -> float | None:
     """The seconds left until `deadline`, at least 0; None for ever."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def pause_until(deadline: float | None) -> float:
+    """How long to wait for a condition before looking again: a child that a signal handler forks meanwhile has nobody
+    who would notify it.
+    """
+    seconds = seconds_until(deadline)
+    return _LONGEST_PAUSE if seconds is None else min(seconds, _LONGEST_PAUSE)
 
 
 def _acquire(lock: threading.RLock) -> None:

@@ -91,7 +91,11 @@ class XenStore(Connection, _Nodes):
         super().__init__(device)
         self._writing = threading.RLock()  # so that a signal handler may close what its own thread is writing to
         self._is_writing = False
-        self._reader = SharedReader(device, _Deliverer(device.name, self._codec), size=65536)
+        try:
+            self._reader = SharedReader(device, _Deliverer(device.name, self._codec), size=65536)
+        except BaseException:
+            device.close()
+            raise
 
     def get_domain_path(self, domid: int, *, timeout: float | None = None) -> str:
         """The absolute path of a domain's own directory, which relative paths of that domain begin at."""

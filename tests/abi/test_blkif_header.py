@@ -9,7 +9,7 @@ from xengrant.abi.blkif import Head, Layout
 
 from . import c_program
 
-pytestmark = c_program.need("xen/io/blkif.h", "xen/io/ring.h", "xen/xen.h")
+pytestmark = c_program.need("xen/io/blkif.h", "xen/io/protocols.h", "xen/io/ring.h", "xen/xen.h")
 
 _BEFORE = (
     "#include <string.h>",
@@ -24,7 +24,8 @@ _BEFORE = (
 _NATIVE = (*_BEFORE, "#include <xen/io/blkif.h>")
 # i386 aligns a 64-bit number to 4 bytes, and so does this where all the others are aligned as they are anyway.
 _I386 = (*_BEFORE, "#pragma pack(push, 4)", "#define __i386__ 1", "#include <xen/io/blkif.h>", "#pragma pack(pop)")
-_HEADERS = {"x86_64-abi": _NATIVE, "x86_32-abi": _I386}
+# What arm64 aligns is what x86-64 does.
+_HEADERS = {"x86_64-abi": _NATIVE, "arm-abi": _NATIVE, "x86_32-abi": _I386}
 
 _NAMES = {
     "BLKIF_OP_READ": blkif.READ,
@@ -87,6 +88,16 @@ def _ours(layout: Layout) -> dict[str, bytes]:
 
 def test_numbers_are_the_headers() -> None:
     assert c_program.numbers(_NATIVE, _NAMES) == _NAMES
+
+
+def test_protocols_have_the_headers_names() -> None:
+    body = "".join(f'printf("\\"%s\\": 1,\\n", XEN_IO_PROTO_ABI_{name});' for name in ("X86_64", "ARM", "X86_32"))
+    assert set(c_program.run(["#include <xen/io/protocols.h>"], body)) == set(blkif.LAYOUTS)
+
+
+def test_what_is_native_here_is_the_headers() -> None:
+    body = 'printf("\\"%s\\": 1,\\n", XEN_IO_PROTO_ABI_NATIVE);'
+    assert set(c_program.run(["#include <xen/io/protocols.h>"], body)) == {blkif.NATIVE.protocol}
 
 
 @pytest.mark.parametrize("layout", blkif.LAYOUTS.values(), ids=blkif.LAYOUTS)

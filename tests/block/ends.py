@@ -6,12 +6,11 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import xengrant
 from xengrant._native import Doorbell
 from xengrant.abi.blkif import X86_64, Layout
-from xengrant.embedded import Machine
 from xengrant.gnttab import Grant
 from xengrant.memory import Mapping
 from xengrant.pv.block.back_queue import BATCH_PAGES, BackQueue
@@ -41,12 +40,16 @@ def looped(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return run
 
 
+class _Machine(Protocol):
+    def url(self, domid: int, /) -> str: ...
+
+
 class Ends:
     """One ring between domain 1, the front end, and domain 2. `async with` in a running loop."""
 
     def __init__(
         self,
-        machine: Machine,
+        machine: _Machine,
         disk: Disk | VectoredDisk,
         *,
         pages: str = "kept",

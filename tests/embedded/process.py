@@ -10,6 +10,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
+import xengrant
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import Device, System, open_system
 
@@ -103,6 +104,24 @@ def map_without_descriptors(system: System, peer: int, refs: list[int]) -> dict[
     _, mapping = ioctls.map_grants(device, [(peer, ref) for ref in refs], writable=True)
     mapping.close()
     return {"errno": number, "left": left}
+
+
+def open_without_descriptors(system: System, name: str) -> dict[str, Any]:
+    """Open an interface of the domain with ever more descriptors until it can be; what was said, what is left open."""
+    domain = xengrant.connect(system.url)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd")) - 1  # without the one that lists them
+    said: list[str] = []
+    interface = None
+    while interface is None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + len(said), hard))
+        try:
+            interface = getattr(domain, name)()
+        except xengrant.InterfaceUnavailable as error:
+            said.append(str(error))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    interface.close()
+    return {"said": said, "left": len(os.listdir("/proc/self/fd")) - 1 - used}
 
 
 def map_pages(system: System, peer: int, ref: int, writable: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ CODE = "import sys; from xengrant.embedded import Machine; m = Machine(sys.argv[
 
 @pytest.fixture
 def small_machine(tmp_path: Path) -> Iterator[str]:
-    """The directory of a machine whose process may have 64 descriptors."""
+    """The directory of a machine whose process may have 64 descriptors. All of them only dom0 may have."""
     directory = str(tmp_path / "xen")
     command = ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", sys.executable, "-c", CODE, directory]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -54,7 +54,7 @@ def fails(call: Callable[[], object]) -> int | None:
 
 
 def test_a_machine_without_descriptors_says_so_and_recovers(small_machine: str) -> None:
-    system = open_system(f"embedded:{small_machine}?domid=1")
+    system = open_system(f"embedded:{small_machine}?domid=0")
     device, events = system.open("gntalloc"), system.open("evtchn")
     assert fails(lambda: alloc(device, 2)) == errno.ENOMEM
     assert fails(lambda: alloc(device, 2, writable=False)) == errno.ENOMEM
@@ -68,14 +68,14 @@ def test_a_machine_without_descriptors_says_so_and_recovers(small_machine: str) 
 
 
 def test_clients_beyond_the_machines_descriptors_are_told(small_machine: str) -> None:
-    system = open_system(f"embedded:{small_machine}?domid=1")
+    system = open_system(f"embedded:{small_machine}?domid=0")
     devices: list[Device] = []
 
     def open_many() -> None:
         while len(devices) < 100:
             devices.append(system.open("gntdev"))
 
-    with pytest.raises(InterfaceUnavailable, match="refused gntdev to domain 1: the machine: Too many open") as caught:
+    with pytest.raises(InterfaceUnavailable, match="refused gntdev to domain 0: the machine: Too many open") as caught:
         open_many()
     assert caught.value.errno == errno.EMFILE
     for device in devices:
@@ -197,3 +197,12 @@ def test_a_reply_that_cannot_be_kept_ends_the_stream_and_leaves_no_descriptor(mo
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
     loop.close()
+
+
+@pytest.mark.parametrize("name", ["gntshr", "gnttab", "evtchn", "xenstore"])
+def test_a_process_without_descriptors_is_told_what_is_missing_and_loses_none(machine: Machine, name: str) -> None:
+    with Process(machine.url(1), "open_without_descriptors", name=name) as process:
+        said = process.result["said"]
+        assert len(said) >= 2, "one for the directory, one for the socket"
+        assert all("this process has no descriptors left: raise RLIMIT_NOFILE" in text for text in said), said
+        assert process.result["left"] == 0

@@ -65,6 +65,27 @@ def test_after_bind_interdomain_one_spurious_event_is_pending_and_the_port_maske
     assert read_ports(right) == (port_2,)
 
 
+def test_all_events_before_a_read_are_one(opened: Open) -> None:
+    """With Linux they are two: the first lies in the file's ring as it comes (docs/differences.md)."""
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    notify(left, port_1)
+    notify(left, port_1)
+    assert read_ports(right) == (port_2,)
+    unmask(right, port_2)
+    assert read_ports(right) == ()
+
+
+def test_an_event_that_nobody_read_goes_with_its_port(opened: Open) -> None:
+    """Linux leaves it in the file's ring: there the port that gets the number next has it (docs/differences.md)."""
+    left, right = opened(1, "evtchn"), opened(2, "evtchn")
+    port_1, port_2 = connected(left, 1, right, 2)
+    notify(right, port_2)
+    unbind(left, port_1)
+    assert bind_unbound(left, 2) == port_1
+    assert read_ports(left) == ()
+
+
 def test_a_port_that_was_read_is_masked_until_its_number_is_written(opened: Open) -> None:
     left, right = opened(1, "evtchn"), opened(2, "evtchn")
     port_1, port_2 = connected(left, 1, right, 2)

@@ -47,6 +47,7 @@ def test_each_segment_has_a_status_of_its_own(opened: Open) -> None:
             ((refs[1] + 1, 0, 1), bytearray(1), 1),  # granted to domain 3
             (bytearray(1), (refs[0], 0, 1), 1),  # read-only
             ((refs[0], 0, 1), bytearray(1), 1),
+            ((refs[0], 0, 9), bytearray(1), 0),  # of no bytes, for which Linux asks nobody
         ],
     )
     assert statuses == [
@@ -54,6 +55,7 @@ def test_each_segment_has_a_status_of_its_own(opened: Open) -> None:
         grant_table.GNTST_BAD_GNTREF,
         grant_table.GNTST_GENERAL_ERROR,
         grant_table.GNTST_GENERAL_ERROR,
+        grant_table.GNTST_OKAY,
         grant_table.GNTST_OKAY,
     ]
     mine.close()

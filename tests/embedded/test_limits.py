@@ -146,17 +146,21 @@ def test_a_big_map(opened: Open, machine: Machine) -> None:
     theirs.close()
 
 
-def test_a_page_is_pinned_at_most_128_times(opened: Open, machine: Machine) -> None:
+def test_a_page_is_pinned_128_times_for_reading_and_128_times_for_writing(opened: Open, machine: Machine) -> None:
     machine.create(2, lifetime="hvm")
     refs, mine = share(opened(1, "gntalloc"), 2)
     device = opened(2, "gntdev")
-    _, theirs = map_grants(device, [(1, refs[0])] * 128, writable=False)
-    assert copy(device, [((refs[0], 0, 1), bytearray(1), 1)]) == [GNTST_GENERAL_ERROR]
-    index = add_map(device, [(1, refs[0])])
-    with refused(errno.EINVAL):
-        device.mmap(PAGE_SIZE, index, writable=False)
-    theirs.close()
-    mine.close()
+    grant, byte = (refs[0], 0, 1), bytearray(1)
+    _, written = map_grants(device, [(1, refs[0])] * 128, writable=True)
+    assert copy(device, [(byte, grant, 1), (grant, byte, 1)]) == [GNTST_GENERAL_ERROR, 0]
+    _, read = map_grants(device, [(1, refs[0])] * 128, writable=False)
+    assert copy(device, [(grant, byte, 1)]) == [GNTST_GENERAL_ERROR]
+    for writable in (False, True):
+        index = add_map(device, [(1, refs[0])])
+        with refused(errno.EINVAL):
+            device.mmap(PAGE_SIZE, index, writable=writable)
+    for mapping in (written, read, mine):
+        mapping.close()
 
 
 def test_a_full_maptrack_refuses_the_map_but_not_the_copy(opened: Open, machine: Machine) -> None:

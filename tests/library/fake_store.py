@@ -70,7 +70,7 @@ class FakeStore:
     def _is_there(self, path: str) -> bool:
         return any(node == path or node.startswith(f"{path}/") for node in self.tree.nodes)
 
-    def exists(self, path: str) -> bool:
+    def exists(self, path: str, *, timeout: float | None = None) -> bool:
         return self._is_there(self._step("exists", path))
 
     def read(self, path: str, *, timeout: float | None = None) -> bytes:

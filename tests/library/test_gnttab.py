@@ -164,7 +164,7 @@ def test_what_interrupts_a_map_is_not_hidden_by_an_undo_that_fails(system: FakeS
         (xen.GNTST_GENERAL_ERROR, "not granted to this domain"),
         (xen.GNTST_BAD_DOMAIN, "no such domain"),
         (xen.GNTST_BAD_GNTREF, "beyond that domain's grant table"),
-        (xen.GNTST_PERMISSION_DENIED, "permission denied"),
+        (xen.GNTST_PERMISSION_DENIED, "forbids it: .* xsm=dummy"),
         (-99, "status -99"),
     ],
 )

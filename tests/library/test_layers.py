@@ -15,7 +15,7 @@ ROOT = Path(xengrant.__file__).parent
 # From the bottom; a layer imports what lies below it, never beside or above.
 LAYERS = [
     {"errors", "abi", "_native"},
-    {"memory", "arguments"},
+    {"memory", "arguments", "descriptors", "forks"},
     {"devices", "waiting"},
     {"grant_table", "gntshr", "gnttab", "evtchn", "xenstore"},
     {"peer", "foreign_table", "kernelspace"},
@@ -23,17 +23,18 @@ LAYERS = [
     {"domain"},
     {"rings"},
     {"pv", "vchan"},
+    {"data"},
     {"testing"},
     {"cli"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # The machine stands beside the library: the same bytes, and nothing that the library does with them.
-EMBEDDED_NEEDS = {"abi", "devices.wire", "grant_table", "memory", "_native", "errors", "embedded"}
+EMBEDDED_NEEDS = {"abi", "devices.wire", "grant_table", "memory", "_native", "errors", "forks", "embedded"}
 MAY_USE_EMBEDDED = {"embedded", "testing", "cli"}
 
-# Bytes have one home. Beside abi/: the socket's own format, and struct ucred, which no header of Xen knows.
-MAY_USE_STRUCT = {"devices/wire.py", "devices/client.py", "embedded/connection.py"}
+# Bytes have one home. Beside abi/, what no header of Xen knows: the socket's own format, struct ucred, pickles' sizes.
+MAY_USE_STRUCT = {"devices/wire.py", "devices/client.py", "embedded/connection.py", "data/objects.py"}
 _LAYING_OUT = {"Struct", "iter_unpack", "pack", "pack_into", "unpack", "unpack_from"}
 
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
@@ -124,9 +125,19 @@ def test_nobody_packs_into_shared_memory(file: str) -> None:
 def test_the_library_needs_nothing_but_the_standard_library() -> None:
     import sys
 
-    optional = {"prometheus_client", "rich"}  # the tool's, where they are installed
+    optional = {"prometheus_client": "cli/", "rich": "cli/", "numpy": "data/", "pyarrow": "data/"}
     for file in FILES:
         for name in _imported(file):
             top = name.split(".")[0]
             known = top == "xengrant" or top in sys.stdlib_module_names
-            assert known or (top in optional and file.startswith("cli/")), f"{file} imports {name}"
+            assert known or file.startswith(optional.get(top, "nowhere")), f"{file} imports {name}"
+
+
+def test_what_is_optional_is_imported_by_the_call_that_needs_it() -> None:
+    """So that `xengrant.data` can be imported without NumPy and Arrow, and costs nothing."""
+    import subprocess
+    import sys
+
+    program = "import sys, xengrant.data; print(sorted({'numpy', 'pyarrow'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "[]\n"

@@ -219,12 +219,20 @@ def test_closing_is_fine_where_the_nodes_or_the_connection_are_gone() -> None:
 
 
 def _find(tree: Tree, timeout: float | None = 0.01) -> list[Grant]:
-    return meeting.find(_store(tree), 7, "data/demo", timeout)
+    return meeting.find(_store(tree), 7, "data/demo", timeout).grants
 
 
 async def _find_async(tree: Tree, timeout: float | None = 0.01) -> list[Grant]:
     store: Any = tree.open_async()
-    return await meeting.find_async(store, 7, "data/demo", timeout)
+    return (await meeting.find_async(store, 7, "data/demo", timeout)).grants
+
+
+def test_header_goes_with_the_refs() -> None:
+    tree = Tree()
+    meeting.advertise(_store(tree), 7, _share(8), _PATH, "pixels")
+    assert meeting.find(_store(tree), 7, "data/demo", 0) == ([Grant(7, 8)], b"pixels")
+    store: Any = tree.open_async()
+    assert asyncio.run(meeting.find_async(store, 7, "data/demo", 0)).header == b"pixels"
 
 
 def test_find_finds() -> None:
@@ -332,7 +340,7 @@ def test_every_call_of_xenstore_has_what_is_left_of_the_timeout() -> None:
     class Store(FakeStore):
         def __getattribute__(self, name: str) -> Any:
             found = super().__getattribute__(name)
-            if name not in ("read", "directory", "run_transaction", "watch"):
+            if name not in ("read", "directory", "exists", "run_transaction", "watch"):
                 return found
 
             def call(*arguments: Any, timeout: float | None = None) -> Any:
@@ -344,8 +352,8 @@ def test_every_call_of_xenstore_has_what_is_left_of_the_timeout() -> None:
     tree = Tree()
     _advertise(tree, _share(8))
     store: Any = Store(tree)
-    assert meeting.find(store, 7, "data/demo", LONG) == [Grant(7, 8)]
-    assert [name for name, _ in calls] == ["watch", "run_transaction", "read", "directory", "read"]
+    assert meeting.find(store, 7, "data/demo", LONG) == ([Grant(7, 8)], b"")
+    assert [name for name, _ in calls] == ["watch", "run_transaction", "read", "directory", "read", "exists"]
     left = [timeout for _, timeout in calls if timeout is not None]
     assert len(left) == len(calls)
     assert left[0] <= LONG

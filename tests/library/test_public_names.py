@@ -15,6 +15,7 @@ from xengrant import errors
 
 PUBLIC = [
     "PAGE_SIZE",
+    "Advertised",
     "Advertisement",
     "AsyncDomain",
     "AsyncEventChannels",
@@ -58,9 +59,9 @@ PUBLIC = [
 ]
 
 METHODS = {
-    "Domain": "advertise aio alloc_pages close closed domid evtchn find gntshr gnttab grant_table peer system url "
-    "xenstore",
-    "AsyncDomain": "domid evtchn find peer xenstore",
+    "Domain": "advertise aio alloc_pages close closed domid evtchn find find_advertised gntshr gnttab grant_table "
+    "peer system url xenstore",
+    "AsyncDomain": "domid evtchn find find_advertised peer xenstore",
     "Gntshr": "close closed fileno munmap share_pages try_share_pages",
     "Share": "close closed domid mapping refs writable",
     "Gnttab": "check_can_copy close closed copy copy_run fileno map try_map unmap",

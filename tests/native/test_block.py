@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from xengrant._native import BlockServer, Descriptor, Doorbell
+from xengrant._native import BlockServer, Descriptor, Doorbell, load32, store32
 from xengrant.abi import blkif, blkif_note
 from xengrant.abi import ring as abi
 from xengrant.abi.blkif import X86_32, X86_64, Head, Layout
@@ -86,10 +86,10 @@ class Ring:
         return [self.layout.unpack_response(bytes(self.memory[at : at + self.layout.entry_size])) for at in starts]
 
     def load(self, at: int) -> int:
-        return int.from_bytes(self.memory[at : at + 4], "little")
+        return load32(self.memory, at)
 
     def _store(self, at: int, value: int) -> None:
-        self.memory[at : at + 4] = (value & 0xFFFFFFFF).to_bytes(4, "little")
+        store32(self.memory, at, value & 0xFFFFFFFF)
 
     def is_rung(self) -> bool:
         self.theirs.setblocking(False)
@@ -332,7 +332,7 @@ def test_it_waits_for_events_until_it_is_woken(ring: Ring) -> None:
         ring.theirs.settimeout(deadline)
         assert ring.theirs.recv(1), "no answer"
         assert ring.load(abi.RSP_PROD) == number
-        ring.memory[abi.RSP_EVENT : abi.RSP_EVENT + 4] = (number + 1).to_bytes(4, "little")
+        store32(ring.memory, abi.RSP_EVENT, number + 1)
     with pytest.raises(RuntimeError, match="another thread"):
         ring.server.forget()
     with pytest.raises(RuntimeError, match="another thread"):
@@ -340,7 +340,8 @@ def test_it_waits_for_events_until_it_is_woken(ring: Ring) -> None:
     ring.doorbell.wake()
     thread.join(deadline)
     assert ended == [(3, 3, 3, True)]
-    assert ring.load(abi.REQ_EVENT) in (3, 4)  # it was woken before it said from where on it wants an event, or after
+    # It says from where on it wants an event when it has nothing to do, which a busy machine may keep it from.
+    assert 1 <= ring.load(abi.REQ_EVENT) <= 4
     assert ring.server.serve((3, 3, 3), wakes, SECTORS, 512, True, 0) == (3, 3, 3, True)  # woken before
 
 

@@ -216,6 +216,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_made(kernel: Path, case: str) -> None:
-    environment = os.environ | {"LD_PRELOAD": str(kernel), "PYTHONPATH": os.pathsep.join(sys.path)}
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {kernel}"  # after a sanitizer's runtime
+    environment = os.environ | {"LD_PRELOAD": preloaded, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-W", "error", "-c", PROGRAM + CASES[case]]
     subprocess.run(command, env=environment, check=True, timeout=120)

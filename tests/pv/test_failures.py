@@ -39,7 +39,11 @@ async def until_error(there: Bench, handle: str = "0") -> str:
     ],
 )
 def test_a_front_end_that_lies_in_its_nodes_is_closed_alone(
-    nodes: Mapping[str, pv.Value], says: str, dom0: xengrant.Domain, guest: xengrant.Domain
+    nodes: Mapping[str, pv.Value],
+    says: str,
+    dom0: xengrant.Domain,
+    guest: xengrant.Domain,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
         async with bench(dom0, guest, closing_seconds=0.1) as there:
@@ -51,6 +55,7 @@ def test_a_front_end_that_lies_in_its_nodes_is_closed_alone(
             ):
                 await device.wait_connected(SOON)
                 assert says in await until_error(there)
+                assert "Traceback" not in caplog.text, "it is no defect here"
                 await there.until(liar, XenbusState.CLOSED)
                 assert await front.ask(b"still here", SOON) == b"ereh llits"
                 assert await there.state(honest) is XenbusState.CONNECTED

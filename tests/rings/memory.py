@@ -13,7 +13,7 @@ WRAP = 1 << 32
 EDGES = [0, 1, (1 << 31) - 3, (1 << 31) + 1, WRAP - 1, WRAP - 3, 12345678]
 
 
-def set_header(memory: bytearray, req_prod: int, req_event: int, rsp_prod: int, rsp_event: int) -> None:
+def set_header(memory: bytearray | memoryview, req_prod: int, req_event: int, rsp_prod: int, rsp_event: int) -> None:
     words = (req_prod, req_event, rsp_prod, rsp_event)
     for at, value in zip((abi.REQ_PROD, abi.REQ_EVENT, abi.RSP_PROD, abi.RSP_EVENT), words, strict=True):
         _native.store32(memory, at, value % WRAP)
@@ -32,5 +32,5 @@ def pair(start: int = 0, *, entries: int = 4, entry_size: int = 16) -> tuple[Fro
     return FrontRing.attach(memory, entry_size), BackRing.attach(memory, entry_size), memory
 
 
-def word(memory: bytearray, at: int) -> int:
+def word(memory: bytearray | memoryview, at: int) -> int:
     return _native.load32(memory, at)

@@ -232,6 +232,30 @@ def test_dom0_is_told_of_the_end_of_the_other_domain(machine: Machine) -> None:
             client.close()
 
 
+def test_who_never_waits_for_long_is_told_of_it_too(machine: Machine) -> None:
+    with (
+        xengrant.connect(machine.url(0)) as dom0,
+        xengrant.connect(machine.url(1)) as guest,
+        vchan.serve(1, "test", domain=dom0) as server,
+    ):
+        client = vchan.connect(0, "test", domain=guest, timeout=SOON)
+        client.send(b"before")
+        machine.destroy(1)
+        assert server.recv(6, SOON) == b"before"
+
+        def read_for_long() -> None:
+            deadline = time.monotonic() + SOON
+            while time.monotonic() < deadline:
+                with contextlib.suppress(TimeoutError):
+                    server.read(timeout=0.01)
+
+        with pytest.raises(PeerClosed, match="domain 1 is gone"):
+            read_for_long()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            client.close()
+
+
 def test_a_connection_that_is_not_to_be_says_why(granter: Domain, mapper: Domain) -> None:
     with pytest.raises(TimeoutError, match=r"/local/domain/1/data/vchan/2/x in 0\.05 seconds: domain 1 offers"):
         vchan.connect(1, "x", domain=mapper, timeout=0.05)

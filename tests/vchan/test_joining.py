@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ import xengrant
 from xengrant import vchan
 from xengrant.embedded import Machine
 from xengrant.evtchn import EventChannels
+from xengrant.vchan import keys as keys_module
 from xengrant.vchan.joining import Joined, Pause, joining
 from xengrant.vchan.keys import Keys
 
@@ -38,6 +40,7 @@ def test_the_page_is_that_of_the_offer_which_was_bound(
     steps = joining(mapper, channels, 1, PATH, timeout=10)
     assert steps.send(None) is None
     assert steps.send(Keys(offered.ring_ref + 1, offered.event_channel)) is None  # bound: it looks again
+    assert steps.send(offered) is None  # mapped: it looks again
     with pytest.raises(StopIteration) as end:
         steps.send(offered)
     joined: Joined[xengrant.Port] = end.value.value
@@ -54,11 +57,78 @@ def test_an_offer_that_is_taken_back_is_left_alone_and_the_next_is_waited_for(
     steps.send(offered)
     assert isinstance(steps.send(now), Pause)
     assert machine.status()["domains"][2]["ports"] == 0
-    steps.send(None)
-    steps.send(offered)
+    for keys in (None, offered, offered):
+        steps.send(keys)
     with pytest.raises(StopIteration) as end:
         steps.send(offered)
     end.value.value.channel.close()
+
+
+def test_a_page_that_took_the_offers_ref_is_not_written_to(
+    machine: Machine, granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels
+) -> None:
+    """The server closes between the client's look at the keys and its map, and its refs are granted anew at once."""
+    server = vchan.serve(2, "here", domain=granter)
+    keys = server._channel.keys
+    assert keys is not None
+    steps = joining(mapper, channels, 1, PATH, timeout=10)
+    steps.send(None)
+    steps.send(keys)
+    server.close()
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, 64, writable=True) as other:
+        assert keys.ring_ref in other.refs
+        other.mapping[:] = b"\x0b" * len(other.mapping)  # also where a vchan has orders, and who is there
+        steps.send(keys)
+        assert isinstance(steps.send(None), Pause)
+        assert machine.status()["domains"][2]["maps"] == 0
+        assert other.mapping[:] == b"\x0b" * len(other.mapping)
+        steps.close()
+
+
+def test_rings_whose_refs_were_used_again_are_not_taken(
+    granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server closes between the client's map of the page, which says what the rings' refs are, and of the rings."""
+    server = vchan.serve(2, "here", domain=granter)
+    keys = server._channel.keys
+    assert keys is not None
+    others: list[xengrant.Share] = []
+    map_grants = xengrant.Gnttab.map
+
+    def close_first(self: xengrant.Gnttab, grants: Any, **arguments: Any) -> xengrant.Mapped:
+        if isinstance(grants, list) and not others:
+            server.close()
+            with granter.gntshr() as gntshr:
+                others.append(gntshr.share_pages(2, 64, writable=True))
+        return map_grants(self, grants, **arguments)
+
+    monkeypatch.setattr(xengrant.Gnttab, "map", close_first)
+    steps = joining(mapper, channels, 1, PATH, timeout=10)
+    for told in (None, keys, keys):
+        steps.send(told)
+    assert isinstance(steps.send(keys), Pause)
+    steps.close()
+    (other,) = others
+    other.close()
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_a_server_withdraws_its_keys_before_it_gives_back_the_page(
+    persist: bool, machine: Machine, granter: xengrant.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    withdraw = keys_module.withdraw
+
+    def note(*arguments: object) -> None:
+        seen.append(machine.status()["domains"][1]["grants"])
+        withdraw(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(keys_module, "withdraw", note)
+    vchan.serve(2, "here", domain=granter, persist=persist).close()
+    assert seen
+    assert all(grants > 0 for grants in seen), "its pages were gone already"
+    with granter.xenstore() as store:
+        assert not store.exists(PATH)
 
 
 def test_closing_the_steps_undoes_them(

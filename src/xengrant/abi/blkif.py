@@ -1,4 +1,5 @@
-"""xen/include/public/io/blkif.h: the requests and responses of a block device, as 64-bit and 32-bit x86 lay them out.
+"""xen/include/public/io/blkif.h: the requests and responses of a block device, as 64-bit processors and 32-bit x86 lay
+them out.
 
 Sector numbers, `first_sect` and `last_sect` count 512 bytes whatever the disk's sector size is: so do Linux's drivers,
 front and back (drivers/block/xen-blkfront.c, xen-blkback/).
@@ -6,6 +7,7 @@ front and back (drivers/block/xen-blkfront.c, xen-blkback/).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from struct import Struct
@@ -62,7 +64,7 @@ class Head(NamedTuple):
 
 
 class Layout:
-    """Where a protocol has its fields: `X86_64` or `X86_32`, by the name that the front end writes as `protocol`.
+    """Where a protocol has its fields: `X86_64`, `ARM` or `X86_32`, by the name that a front end writes as `protocol`.
 
     `entry_size` is that of a slot of the ring, `tail` where in a request the segments, an indirect request's handle and
     refs, or a discard's count begin; `unpack_head` gives a `Head`'s fields of a request.
@@ -109,8 +111,12 @@ class Layout:
 
 
 X86_64 = Layout("x86_64-abi", "<BBH4xQQ", "<QBxh4x", 112)
+ARM = Layout("arm-abi", "<BBH4xQQ", "<QBxh4x", 112)
 X86_32 = Layout("x86_32-abi", "<BBHQQ", "<QBxh", 108)
-LAYOUTS = {layout.protocol: layout for layout in (X86_64, X86_32)}
+LAYOUTS = {layout.protocol: layout for layout in (X86_64, ARM, X86_32)}
+
+NATIVE = ARM if os.uname().machine == "aarch64" else X86_64
+"""This processor's, which Linux's front end writes (xen/include/public/io/protocols.h)."""
 
 
 @cache

@@ -1,45 +1,33 @@
-"""The tool `xengrant`: one module for each subcommand, listed in `_commands`; `main` parses, runs, and maps errors.
+"""The tool `xengrant`: one module for each subcommand, listed in `commands.py`; `main` parses, runs, and maps errors.
 
-A subcommand module has `NAME`, `HELP` (one line), `configure(parser)` and `run(args) -> exit status`. Exit statuses: 0
-done, 1 an error, 2 usage or "busy, try again", 129, 130 and 143 interrupted before anything was held.
+Exit statuses: 0 done, 1 an error, 2 usage or "busy, try again", 129, 130 and 143 interrupted before anything was held.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Iterator, Sequence
+from typing import cast
 
-from xengrant import __version__
-from xengrant.cli import arguments, output
+from xengrant.cli import output
+from xengrant.cli.commands import command_parser
 from xengrant.cli.hold import terminates
 from xengrant.errors import GrantBusy, GrantError
 
 __all__ = ["main"]
 
 
-class _Command(Protocol):
-    NAME: str
-    HELP: str
-
-    def configure(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, args: argparse.Namespace) -> int: ...
-
-
-_DESCRIPTION = "Xen grant tables: share memory pages with another domain, and map pages that another shared."
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool with `argv` (the process's own arguments by default); the exit status."""
-    with terminates():
+    with terminates(), _logged() as log:
         try:
-            args = _parser().parse_args(argv)
+            args = command_parser().parse_args(argv)
             if args.verbose:
-                logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s")
+                log.setLevel(logging.DEBUG)
             return _run(args)
         except output.ReaderGoneError:
             return 141  # as of a program that SIGPIPE ended
@@ -47,46 +35,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
 
 
-def _commands() -> tuple[_Command, ...]:
-    # Imported here: the demo's processes are modules of this package and need none of these.
-    from xengrant.cli import block, cat, demo, doctor, ls, machine, map, metrics, peek, proxy, selftest, share, top
+class _Log(logging.Handler):
+    """What the library logs, on stderr; others wrote some of it."""
 
-    commands = (demo, doctor, share, map, cat, proxy, block, ls, peek, metrics, top, machine, selftest)
-    return cast("tuple[_Command, ...]", commands)
+    def emit(self, record: logging.LogRecord) -> None:
+        output.say(f"{record.name}: {record.getMessage()}")
+        if record.exc_info and record.exc_info[1]:
+            output.say_lines(traceback.format_exception(record.exc_info[1]))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="xengrant",
-        description=_DESCRIPTION,
-        epilog=arguments.examples(
-            """
-            xengrant demo                    see it work, no Xen needed
-            xengrant doctor                  what this machine can do, and what is missing
-            xengrant share --to 2 --pages 4  offer pages; prints their refs
-            xengrant map 1 8-11              map and show them, in domain 2
-            xengrant cat 1 chat              talk to domain 1 over a vchan
-            xengrant ls                      who grants what to whom, in dom0
-            """
-        )
-        + "\n\nxengrant COMMAND --help says more of each.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"xengrant {__version__}")
-    arguments.add_common(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _commands():
-        sub = commands.add_parser(
-            command.NAME,
-            help=command.HELP,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            conflict_handler="resolve",
-        )
-        arguments.add_common(sub)
-        command.configure(sub)
-        sub.set_defaults(run=command.run, parser=sub)
-    parser.set_defaults(url=None, json=False, verbose=False)
-    return parser
+@contextlib.contextmanager
+def _logged() -> Iterator[logging.Logger]:
+    """Warnings are shown; the logger is what decides that."""
+    log, handler = logging.getLogger(), _Log()
+    level = log.level
+    log.addHandler(handler)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -100,8 +68,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _fail(args: argparse.Namespace, error: Exception, status: int) -> int:
     if args.verbose:
-        for line in "".join(traceback.format_exception(error)).splitlines():
-            output.say(line)
+        output.say_lines(traceback.format_exception(error))
     output.say(f"xengrant: {_text(error)}")
     return status
 

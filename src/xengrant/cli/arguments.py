@@ -1,4 +1,7 @@
-"""What the subcommands' arguments have in common: the options that each takes, and how numbers, refs and sizes read."""
+"""What the subcommands' arguments have in common: the options that each takes, and how numbers, refs and sizes read.
+
+`xengrant --help` imports this, so what is large is imported by the functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import argparse
 import re
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from xengrant import meeting
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
-from xengrant.domain import Domain
 from xengrant.errors import ProtocolError, XenStoreError
-from xengrant.vchan.orders import MAX_RING
+
+if TYPE_CHECKING:
+    from xengrant.domain import Domain
 
 __all__ = [
     "add_common",
@@ -23,14 +27,13 @@ __all__ = [
     "interval",
     "number",
     "pages_text",
+    "port",
     "refs",
     "resolve_domid",
     "resolve_peer",
     "ring_size",
     "seconds",
 ]
-
-_MAX_REFS = 65536  # what one map takes (drivers/xen/gntdev.c)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -83,8 +86,18 @@ def count(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A TCP port, 0 for any."""
+    value = number(text)
+    if value > 0xFFFF:
+        raise argparse.ArgumentTypeError("a port is at most 65535")
+    return value
+
+
 def ring_size(text: str) -> int:
     """Bytes of a vchan's ring: ``65536``, ``64K``, ``1M``, which is the most."""
+    from xengrant.vchan.orders import MAX_RING
+
     digits, factor = (text[:-1], {"K": 1 << 10, "M": 1 << 20}[text[-1]]) if text[-1:] in ("K", "M") else (text, 1)
     value = number(digits) * factor
     if value > MAX_RING:
@@ -122,17 +135,26 @@ def fields(parser: argparse.ArgumentParser, text: str, known: Sequence[str]) -> 
     return wanted
 
 
-def refs(text: str) -> list[int]:
-    """Refs and ranges, unsigned 32-bit, as `share` prints and xenstore holds them: ``8``, ``8-23``, ``8-23,40``."""
+def refs(parser: argparse.ArgumentParser, texts: Sequence[str]) -> list[int]:
+    """Refs and ranges, unsigned 32-bit, as `share` prints and xenstore holds them: ``8``, ``8-23``, ``8-23,40``.
+
+    Wrong usage for more of them, of all `texts` together, than can be mapped at once.
+    """
+    from xengrant import meeting
+
+    if not texts:
+        return []
     try:
-        grants = meeting.parse(0, f"{text[:64]!r}", b"0", [text.encode("ascii", "replace")])
+        grants = meeting.parse(0, "REF", b"0", [text.encode("ascii", "replace") for text in texts])
     except ProtocolError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        parser.error(str(error))
     return [grant.ref for grant in grants]
 
 
 def format_refs(wanted: tuple[int, ...]) -> str:
     """The refs in page order as ranges: ``8-23,40``."""
+    from xengrant import meeting
+
     return ",".join(meeting.format_refs(wanted))
 
 

@@ -17,9 +17,6 @@ from xengrant.cli.dump import printable
 from xengrant.cli.pump import Pump, client_of, served
 from xengrant.vchan.keys import key_path
 
-NAME = "cat"
-HELP = "send stdin to another domain over a vchan, and print what it sends"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] DOMAIN PATH\n       %(prog)s --listen [options] DOMAIN PATH"

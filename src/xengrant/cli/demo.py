@@ -22,9 +22,6 @@ from xengrant.cli import arguments, output
 from xengrant.cli.dump import escape, printable
 from xengrant.embedded import Machine
 
-NAME = "demo"
-HELP = "see it work, step by step; needs no Xen"
-
 _DEADLINE = 15.0  # seconds for any one answer
 _PATH = "data/demo"
 _HELLO = "hello, I am domain 1"

@@ -24,12 +24,10 @@ from xengrant.abi import grant_table as abi
 from xengrant.abi import privcmd
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF, HYPERVISOR_GRANT_TABLE_OP
 from xengrant.cli import arguments, host, output
+from xengrant.cli.survey import is_domid
 from xengrant.devices import Device, Pointer
 from xengrant.devices.kernel import MODULES
 from xengrant.xenstore import XenStore
-
-NAME = "doctor"
-HELP = "what this machine can do, and what to do about the rest"
 
 _ROOT = Path("/")
 _DEVICES = ("gntalloc", "gntdev", "evtchn", "xenbus", "privcmd")
@@ -312,7 +310,7 @@ def _domains(domain: xengrant.Domain) -> list[tuple[int, str]]:
 
     def ask() -> list[tuple[int, str]]:
         with domain.xenstore() as store:
-            domids = sorted(int(name) for name in store.directory("/local/domain") if name.isdigit())
+            domids = sorted(int(name) for name in store.directory("/local/domain") if is_domid(name))
             return [(domid, _name(store, domid)) for domid in domids if domid != domain.domid]
 
     try:

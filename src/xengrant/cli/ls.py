@@ -16,9 +16,6 @@ from xengrant.cli.hold import Hold
 from xengrant.cli.survey import DomainGrants, Survey, domain_names
 from xengrant.grant_entries import EntryKind, GrantEntry
 
-NAME = "ls"
-HELP = "who grants what to whom: the grant tables of other domains, from dom0"
-
 _INTERVAL = 1.0
 _PEERS_SHOWN = 4
 _STYLES = {"mapped reading": "cyan", "mapped writing": "yellow", "revoked but mapped": "red"}

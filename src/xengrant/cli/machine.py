@@ -14,9 +14,6 @@ from xengrant.cli.hold import Hold
 from xengrant.devices.client import ask
 from xengrant.embedded import Machine
 
-NAME = "machine"
-HELP = "run an embedded machine, which needs no Xen"
-
 _COLUMNS = ("name", "state", "grants", "mapped", "maps", "ports", "files", "deferred")
 
 

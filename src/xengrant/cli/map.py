@@ -14,9 +14,6 @@ from xengrant.cli import arguments, output
 from xengrant.cli.dump import hexdump
 from xengrant.cli.hold import Hold
 
-NAME = "map"
-HELP = "map pages that another domain granted, and show them"
-
 _CHUNK = 1 << 20
 
 
@@ -28,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("domid", metavar="DOMID", help="the domain that granted them (dom0 may give a name)")
     parser.add_argument(
-        "refs", metavar="REF", nargs="*", type=arguments.refs, help="refs or ranges: 8, 8-23, 8-23,40 (unsigned 32-bit)"
+        "refs", metavar="REF", nargs="*", help="refs or ranges: 8, 8-23, 8-23,40 (unsigned 32-bit)"
     )
     parser.add_argument("--at", metavar="PATH", help="take the refs that DOMID advertises at PATH, waiting for them")
     parser.add_argument(
@@ -57,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    wanted = [ref for item in args.refs for ref in item]
+    wanted = arguments.refs(args.parser, args.refs)
     if bool(wanted) == (args.at is not None):
         args.parser.error("give refs, or --at PATH, and not both")
     if args.output == "-" and args.json:

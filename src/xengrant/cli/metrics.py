@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,6 @@ from xengrant.cli.dump import printable
 from xengrant.cli.hold import Hold
 from xengrant.cli.survey import DomainGrants, Survey
 from xengrant.grant_snapshot import PeerTally
-
-NAME = "metrics"
-HELP = "the figures of other domains' grant tables for Prometheus, from dom0"
 
 _PORT = 10617
 
@@ -69,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--listen",
         metavar="PORT",
         nargs="?",
-        type=arguments.number,
+        type=arguments.port,
         const=_PORT,
         help=f"serve http://127.0.0.1:PORT/metrics (default {_PORT}; 0: any) until interrupted, each time with the "
         "figures of that moment; needs prometheus-client: pip install xengrant[metrics]",
@@ -106,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
                     output.emit_json(
                         name=family.name, labels=dict(zip(family.labels, labels, strict=True)), value=value
                     )
+            elif sys.stdout.isatty():  # which may take bytes of UTF-8 for controls of 8 bits
+                output.emit_text(_exposed(family).decode())
             else:
                 output.emit_raw(_exposed(family))
     return 0

@@ -12,7 +12,7 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from xengrant.cli.dump import printable
@@ -26,6 +26,7 @@ __all__ = [
     "emit_table",
     "emit_text",
     "say",
+    "say_lines",
     "style",
     "symbol",
     "waiting",
@@ -76,6 +77,12 @@ def say(text: str) -> None:
     """A message on stderr, which may be gone too."""
     with contextlib.suppress(OSError):
         print(printable(text), file=sys.stderr, flush=True)
+
+
+def say_lines(pieces: Iterable[str]) -> None:
+    """A traceback, say, on stderr."""
+    for line in "".join(pieces).splitlines():
+        say(line)
 
 
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:

@@ -12,9 +12,6 @@ from xengrant.cli import arguments, output, sockets
 from xengrant.cli.pump import Pump, client_of, served
 from xengrant.vchan import keys
 
-NAME = "proxy"
-HELP = "carry connections of a local socket over a vchan, or those of a vchan to a local socket"
-
 _SETTLING = 0.1  # seconds that a server which is the same for each client has to see that the last one left
 
 

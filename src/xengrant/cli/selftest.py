@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import logging
 import os
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xengrant.cli import arguments, output
+from xengrant.cli.dump import printable
 from xengrant.devices import open_system
 from xengrant.devices.client import ask
 from xengrant.devices.socket import SocketSystem
@@ -34,9 +34,6 @@ from xengrant.testing import (
 from xengrant.testing.here import Kind
 from xengrant.testing.machine import real_kind, real_name
 from xengrant.testing.record import record
-
-NAME = "selftest"
-HELP = "run the conformance suite: on an embedded machine by itself, or with an agent in another domain"
 
 _KINDS: dict[str, tuple[Kind, ...]] = {"pv": ("pv",), "hvm": ("hvm",), "both": ("pv", "hvm")}
 
@@ -143,7 +140,9 @@ class _Results:
             if result.outcome == "passed" and not self._verbose:
                 return
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-        output.emit(f"{result} [{result.machine}, {result.seconds:.2f} s]" if self._verbose else str(result))
+        text = f"{result} [{result.machine}, {result.seconds:.2f} s]" if self._verbose else str(result)
+        for line in text.splitlines():  # the peer wrote some of it
+            output.emit(printable(line))
 
     def finish(self) -> int:
         """The summary, and the exit status."""
@@ -187,8 +186,6 @@ def _list(args: argparse.Namespace, cases: list[Case]) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     runner = args.peer or 0
-    if not args.verbose:
-        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     output.say(f"serving the halves of a runner in domain {runner}; Ctrl-C ends it")
     connecting = functools.partial(connect, args.url)
     Agent(connecting, runner, _kind(args.url)).serve()

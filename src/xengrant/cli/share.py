@@ -12,9 +12,6 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.cli import arguments, output
 from xengrant.cli.hold import Hold
 
-NAME = "share"
-HELP = "grant pages to another domain, until interrupted"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (

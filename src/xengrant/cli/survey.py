@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xengrant.grant_snapshot import PeerTally
     from xengrant.xenstore import XenStore
 
-__all__ = ["DomainGrants", "Survey", "domain_names"]
+__all__ = ["DomainGrants", "Survey", "domain_names", "is_domid"]
 
 _DOMAINS = "/local/domain"
 _ENTRIES_PER_FRAME = {1: V1_ENTRIES_PER_FRAME, 2: V2_ENTRIES_PER_FRAME}
@@ -158,12 +158,13 @@ def domain_names(domain: Domain, store: XenStore) -> dict[int, str]:
         if error.errno == errno.EACCES:
             domain.grant_table(of=0).close()  # refused too, and says why
         raise
-    domids = sorted(int(node) for node in nodes if _is_domid(node))
+    domids = sorted(int(node) for node in nodes if is_domid(node))
     there = [domid for domid in domids if domid == domain.domid or store.is_domain_introduced(domid)]
     return {domid: _name(store, domid) for domid in there}
 
 
-def _is_domid(node: str) -> bool:
+def is_domid(node: str) -> bool:
+    """Whether a node below /local/domain is named as a domain can be."""
     return node.isascii() and node.isdigit() and len(node) <= 5 and int(node) < DOMID_FIRST_RESERVED
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import os
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from xengrant.errors import InterfaceClosed
+from xengrant.forks import abandon_in_child
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -55,7 +54,7 @@ class Device(abc.ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        _open_devices.add(self)
+        abandon_in_child(self)
 
     @abc.abstractmethod
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
@@ -120,6 +119,10 @@ class Device(abc.ABC):
     def abandon(self) -> None:
         """In a forked child: close the descriptors and tell nobody."""
 
+    def _abandon(self) -> None:
+        with contextlib.suppress(OSError):  # the others are to be closed all the same
+            self.abandon()
+
     def _check_open(self) -> None:
         if self.closed:
             raise InterfaceClosed(f"{self.name} is closed")
@@ -159,15 +162,3 @@ def open_system(url: str) -> System:
     raise ValueError(
         f"{url!r} names no machine: write xen: for this domain's own kernel, or embedded:DIRECTORY?domid=N"
     )
-
-
-_open_devices: weakref.WeakSet[Device] = weakref.WeakSet()
-
-
-def _abandon_devices() -> None:
-    for device in list(_open_devices):
-        with contextlib.suppress(OSError):  # the others are to be closed all the same
-            device.abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_devices)

@@ -14,9 +14,11 @@ import stat
 import struct
 from typing import Any
 
+from xengrant.descriptors import NO_DESCRIPTORS, no_descriptors
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind
 from xengrant.errors import InterfaceUnavailable
+from xengrant.forks import abandon_in_child
 
 _ANCILLARY = socket.CMSG_SPACE(4 * 253)
 _RECEIVE_LEAST, _RECEIVE_MOST = 1 << 12, 1 << 20
@@ -42,11 +44,11 @@ class Reply:
             self.close_fds()
 
 
-class DescriptorsLostError(OSError):
+class DescriptorsLostError(InterfaceUnavailable):
     """The machine did what was asked, with `result`, but this process had no room for the descriptors."""
 
     def __init__(self, result: int) -> None:
-        super().__init__(errno.EMFILE, "this process has no descriptors left: raise RLIMIT_NOFILE")
+        super().__init__(*no_descriptors(errno.EMFILE).args)
         self.result = result
 
 
@@ -105,11 +107,13 @@ class Client:
     def __init__(self, directory: str, domid: int, device: str, *, kernel: bool = False) -> None:
         self._what = f"the embedded machine in {directory}"
         self._domid = domid
-        self.sock = _connect(directory)
+        self.sock = _socket(directory)
         self.dead = False  # the machine has hung up
         self.closed = False
         self.device_closed = False  # what is left is open for mappings only
         self._exchange: _Exchange | None = None  # what was begun and not finished
+        abandon_in_child(self)
+        _connect(directory, self.sock)
         try:
             hello = self._request(Kind.HELLO, wire.pack_hello(domid, device, kernel=kernel))
             _limit_waiting(self.sock, 0)
@@ -139,8 +143,14 @@ class Client:
         for fd in exchange.descriptors() if exchange else ():
             os.close(fd)
 
+    _abandon = close
+
     def gone(self) -> InterfaceUnavailable:
         """The error that says that the machine hung up."""
+        if self.closed:
+            return InterfaceUnavailable(
+                errno.ENODEV, f"{self._what}: this connection is closed, or is that of the process that forked this one"
+            )
         return InterfaceUnavailable(
             errno.ENODEV,
             f"{self._what} has ended this connection: it was stopped, or domain {self._domid} was destroyed",
@@ -157,6 +167,10 @@ class Client:
         except (ConnectionError, EOFError, wire.MalformedError):
             self.dead = True
             raise self.gone() from None
+        except OSError:
+            if not self.closed:
+                raise
+            raise self.gone() from None  # meanwhile, in a child that a signal handler forked
         self._exchange = None
         if not complete:
             raise DescriptorsLostError(reply.result)
@@ -173,21 +187,25 @@ def ask(directory: str, operation: str, **arguments: Any) -> Any:
         client.close()
 
 
-def _connect(directory: str) -> socket.socket:
-    hint = f"start one with `xengrant machine --dir {directory}`"
+def _socket(directory: str) -> socket.socket:
     try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise InterfaceUnavailable(
-            error.errno, f"{directory}: {error.strerror}: no embedded machine here; {hint}"
-        ) from None
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        raise _not_there(directory, error, "no socket for the embedded machine") from None
+
+
+def _connect(directory: str, sock: socket.socket) -> None:
+    """Connect, or close `sock` and say what is in the way."""
     try:
-        _check_own(directory, os.fstat(fd))
-        _limit_waiting(sock, _HELLO_TIMEOUT)
-        # Through the descriptor: the path may be of any length, and the directory is the one that was checked.
-        sock.connect(f"/proc/self/fd/{fd}/{wire.MACHINE_SOCKET}")
-        _check_peer(directory, sock)
+        fd = _open_directory(directory)
+        try:
+            _check_own(directory, os.fstat(fd))
+            _limit_waiting(sock, _HELLO_TIMEOUT)
+            # Through the descriptor: the path may be of any length, and the directory is the one that was checked.
+            sock.connect(f"/proc/self/fd/{fd}/{wire.MACHINE_SOCKET}")
+            _check_peer(directory, sock)
+        finally:
+            os.close(fd)
     except InterfaceUnavailable:
         sock.close()
         raise
@@ -196,15 +214,24 @@ def _connect(directory: str) -> socket.socket:
         raise _silent(directory) from None
     except OSError as error:
         sock.close()
-        raise InterfaceUnavailable(
-            error.errno, f"{directory}: {error.strerror}: the embedded machine does not run; {hint}"
-        ) from None
+        raise _not_there(directory, error, "the embedded machine does not run") from None
     except BaseException:  # of a signal handler
         sock.close()
         raise
-    finally:
-        os.close(fd)
-    return sock
+
+
+def _open_directory(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_there(directory, error, "no embedded machine here") from None
+
+
+def _not_there(directory: str, error: OSError, what: str) -> OSError:
+    if error.errno in NO_DESCRIPTORS:  # of this process, whether there is a machine or not
+        return no_descriptors(error.errno)
+    hint = f"start one with `xengrant machine --dir {directory}`"
+    return InterfaceUnavailable(error.errno, f"{directory}: {error.strerror}: {what}; {hint}")
 
 
 def _limit_waiting(sock: socket.socket, seconds: float) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from xengrant._native import Descriptor, Doorbell
 from xengrant.abi.xen import PAGE_SIZE
+from xengrant.descriptors import NO_DESCRIPTORS, no_descriptors
 from xengrant.devices import Device, Pointer, System
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
 from xengrant.memory import Mapping
@@ -136,6 +137,8 @@ class KernelSystem(System):
         try:
             return KernelDevice(name, os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
         except OSError as error:
+            if error.errno in NO_DESCRIPTORS:
+                raise no_descriptors(error.errno) from None
             raise InterfaceUnavailable(error.errno, _why_unavailable(name, path, error)) from None
 
     def parameter(self, module: str, name: str) -> str | None:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -21,8 +22,9 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 from xengrant.abi import gntalloc, gntdev
-from xengrant.abi.grant_table import GNTST_OKAY
+from xengrant.abi.grant_table import GNTST_BAD_PAGE, GNTST_OKAY
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.descriptors import needing_descriptors
 from xengrant.devices import Device, Pointer, System, wire
 from xengrant.devices.client import Client, Reply, ask
 from xengrant.devices.pages import replace_pages
@@ -62,6 +64,10 @@ class SocketSystem(System):
         return f"<SocketSystem {self.url}>"
 
     def open(self, name: str) -> Device:
+        with needing_descriptors():  # already to import what serves the device
+            return self._open(name)
+
+    def _open(self, name: str) -> Device:
         from xengrant.devices.socket_events import EvtchnDevice, XenbusDevice
 
         opened: dict[str, Callable[[str, Client], Device]] = {
@@ -74,7 +80,12 @@ class SocketSystem(System):
         }
         if name not in opened:
             raise InterfaceUnavailable(errno.ENOENT, f"an embedded machine has no device {name!r}")
-        return opened[name](name, Client(self.directory, self.domid, name, kernel=self.is_kernel))
+        client = Client(self.directory, self.domid, name, kernel=self.is_kernel)
+        try:
+            return opened[name](name, client)
+        except BaseException:
+            client.close()
+            raise
 
     def parameter(self, module: str, name: str) -> str | None:
         value: str | None = ask(self.directory, "parameter", domid=self.domid, module=module, name=name)
@@ -108,8 +119,9 @@ class _Unmapped:
         self.callback = callback
         self.later = False
 
-    def __call__(self) -> None:
-        self.device.unmapped(self)
+    def __call__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not is_finalizing():  # modules may be gone, and the process' end says it all
+            self.device.unmapped(self)
 
 
 class SocketDevice(Device):
@@ -177,7 +189,7 @@ class SocketDevice(Device):
         self.closed = True
         self._client.close()
         self._lock = threading.Lock()  # another thread of the parent may have held it
-        self._unmapped.clear()
+        self._unmapped = deque()
 
     def request(self, kind: Kind, body: bytes = b"") -> Reply:
         """Ask the machine, after it was told of all that was unmapped before."""
@@ -188,6 +200,9 @@ class SocketDevice(Device):
                 if self._client.dead:
                     self._check_open()
                 return self._client.request(kind, body)
+        except InterfaceUnavailable:
+            self._check_open()  # it was the fork of a signal handler's, in the child
+            raise
         finally:
             self._call_back(told)
             self._flush()
@@ -225,8 +240,9 @@ class SocketDevice(Device):
         while self._unmapped or self._is_over():
             acquired: list[bool] = []
             told: list[_Unmapped] = []
+            lock = self._lock  # in a child that a signal handler forks here it is another afterwards
             try:
-                acquired.extend(map(self._lock.acquire, (False,)))  # one step, see client._Exchange
+                acquired.extend(map(lock.acquire, (False,)))  # one step, see client._Exchange
                 if not acquired[0]:
                     return
                 told = self._tell()
@@ -234,18 +250,20 @@ class SocketDevice(Device):
                     self._release()
             finally:
                 if acquired and acquired[0]:
-                    self._lock.release()
+                    lock.release()
                 self._call_back(told)
 
     def _tell(self) -> list[_Unmapped]:
         """Send one MUNMAP for all that is queued; holding the lock."""
-        told = list(self._unmapped)
+        # One by one: others append, which without a GIL ends an iteration.
+        unmapped = self._unmapped  # in a child that a signal handler forks here it is another afterwards
+        told = [unmapped[number] for number in range(len(unmapped))]
         if told:
             with contextlib.suppress(OSError):  # the machine is gone, and so is what it held of ours
                 self._client.request(Kind.MUNMAP, wire.pack_munmap(notice.cookie for notice in told))
             for notice in told:
                 self._live.pop(notice.cookie, None)
-                self._unmapped.popleft()  # others only append
+                unmapped.popleft()  # others only append
         return told
 
     def _call_back(self, told: list[_Unmapped]) -> None:
@@ -300,8 +318,12 @@ class GntallocDevice(SocketDevice):
     def _alloc_readonly(self, arg: bytearray, count: int) -> int:
         mapping, notice = None, self._notice(None)
         try:
-            with contextlib.suppress(OSError):  # ALLOC itself will say what is wrong
+            try:
                 mapping = self._prepare(count, notice)
+            except OSError as error:
+                if error.errno == errno.ENOMEM:  # for a moment, and without it the share could not be written
+                    raise
+                # else ALLOC itself will say what is wrong
             result = self._alloc(arg, notice.cookie)
         except BaseException:
             notice.later = True
@@ -350,7 +372,14 @@ class GntallocDevice(SocketDevice):
 
 
 class GntdevDevice(SocketDevice):
-    """gntdev. Which map lies at an address is known here."""
+    """gntdev. Which map lies at an address is known here, and which memory is another domain's."""
+
+    def mmap(
+        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
+    ) -> Mapping:
+        mapping = super().mmap(length, offset, writable=writable, unmapped=unmapped)
+        _others_memory.add(mapping)
+        return mapping
 
     def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
         self._check_open()
@@ -379,14 +408,23 @@ class GntdevDevice(SocketDevice):
         return 0
 
     def _copy_segments(self, arg: bytearray, table: bytearray, local: Sequence[Pointer]) -> None:
-        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first."""
+        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first.
+
+        It refuses to store into memory that is another domain's (grant_table.c, gnttab_copy_claim_buf).
+        """
         dests = {p.at: memoryview(p.target).cast("B") for p in local if p.direction == "out"}
         came = [replace(p, target=bytearray(dests[p.at].nbytes)) if p.at in dests else p for p in local]
         segments = Pointer(arg, gntdev.COPY_SEGMENTS_POINTER, table, "inout")
         super().ioctl(gntdev.GRANT_COPY, arg, [segments, *came])
         for pointer in came:
-            if pointer.at in dests and gntdev.segment_status(table, pointer.at // gntdev.SEGMENT_SIZE) == GNTST_OKAY:
-                dests[pointer.at][:] = pointer.target
+            number = pointer.at // gntdev.SEGMENT_SIZE
+            if pointer.at not in dests or gntdev.segment_status(table, number) != GNTST_OKAY:
+                continue
+            dest = dests[pointer.at]
+            if dest.nbytes and isinstance(dest.obj, Mapping) and dest.obj in _others_memory:
+                gntdev.fill_segment(table, number, GNTST_BAD_PAGE)
+            else:
+                dest[:] = pointer.target
 
     def _offset_for_vaddr(self, arg: bytearray) -> int:
         vaddr = gntdev.unpack_offset(arg)
@@ -418,6 +456,10 @@ class PrivcmdDevice(SocketDevice):
             return Mapping(((fd, 0, place.length),), writable=writable, unmapped=notice)
         finally:
             os.close(fd)
+
+
+# What this process has mapped of other domains.
+_others_memory: weakref.WeakSet[Mapping] = weakref.WeakSet()
 
 
 def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: dict[int, int]) -> bytes:

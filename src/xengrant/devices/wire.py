@@ -33,6 +33,7 @@ MAX_HELLO = 256
 MAX_CONTROL = 64 << 10
 # Linux carries at most 253 descriptors in one message (net/scm.h, SCM_MAX_FD).
 FDS_PER_BATCH = 250
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h, and so x86's and arm64's
 
 DEVICES = ("gntalloc", "gntdev", "evtchn", "privcmd", "xenbus", "kernel", "control")
 
@@ -102,6 +103,12 @@ class Ioctl:
     arg: bytearray
     pointers: list[Argument]
 
+    @property
+    def size(self) -> int:
+        """Bytes that go back."""
+        out = (pointer.data for pointer in self.pointers if pointer.direction in (Direction.OUT, Direction.INOUT))
+        return len(self.arg) + sum(map(len, out))
+
     def index(self) -> dict[tuple[int, int], Argument]:
         """The pointers by (holder, at)."""
         return {(pointer.holder, pointer.at): pointer for pointer in self.pointers}
@@ -157,6 +164,15 @@ def received(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return list(fds)
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Let nobody pass descriptors to this end, or to what it accepts: sending some fails there.
+
+    Who receives them closes them, and closing may take long: a TCP socket lingers. Linux has it from 6.16 on.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def pack_hello(domid: int, device: str, *, kernel: bool = False) -> bytes:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from typing import Protocol
 
 from xengrant.devices import wire
@@ -37,6 +38,12 @@ _HELLO_TIMEOUT = 10.0
 # So is one whose message is not complete after so many seconds.
 _MESSAGE_TIMEOUT = 10.0
 
+# Messages longer than this, half sent or not taken yet, may hold so much of the machine's memory for one domain.
+_SHORT = 64 << 10
+_MAX_HELD = 64 << 20
+# Seconds that one connection is served before the others have their turns.
+_TURN = 0.005
+
 # Connections of devices, in all and of one domain; a control connection may come on top.
 MAX_CONNECTIONS = 1024
 MAX_OF_DOMAIN = 512
@@ -48,6 +55,7 @@ class Server(Protocol):
     hypervisor: Hypervisor
 
     def count(self, domain: Domain | None = None) -> int: ...
+    def held(self, domain: Domain) -> int: ...
     def control(self, request: bytes) -> bytes: ...
     def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus: ...
     def forget(self, connection: Connection) -> None: ...
@@ -59,6 +67,8 @@ class Connection:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, server: Server) -> None:
         self._server = server
         self._inbox = bytearray()
+        self._coming = 0  # bytes of the long message that is coming
+        self._unwanted = 0  # bytes still to come of one that was refused
         self._file: File | None = None
         self._xenbus: Xenbus | None = None
         self._control = False
@@ -83,7 +93,14 @@ class Connection:
             file.release()
         if self._xenbus is not None:
             self._xenbus.ended()
+        if self.domain is not None:
+            self.domain.descriptors.give_back()
         self._server.forget(self)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the machine's memory that its long messages have, or are to have."""
+        return self._coming + self.stream.pending
 
     def drained(self) -> None:
         if self._xenbus is not None:
@@ -96,16 +113,20 @@ class Connection:
             self._xenbus.received(data)
             return
         self._inbox += data
+        turn_ends = time.monotonic() + _TURN
         try:
             while not self.stream.closed and not self.stream.pending and not self.stream.paused:
                 message = self._next_message()
                 if message is None:
-                    self._start_message_timer()
+                    self._time_message()
                     return
                 self._stop_message_timer()
                 self._serve(*message)
                 if self._xenbus is not None:  # what came behind its HELLO is xenstore's
                     self._xenbus.received(bytes(self._inbox))
+                    return
+                if self._inbox and time.monotonic() >= turn_ends:
+                    self.stream.give_way()
                     return
         except MalformedError as error:
             _log.info("%r dropped: %s", self, error)
@@ -114,8 +135,11 @@ class Connection:
             _log.exception("%r dropped: the machine failed", self)
             self.stream.close()
 
-    def _start_message_timer(self) -> None:
-        if self._inbox and self._message_timer is None:
+    def _time_message(self) -> None:
+        """From its first bytes on, until it is whole."""
+        if not self._inbox and not self._unwanted:
+            self._stop_message_timer()
+        elif self._message_timer is None:
             self._message_timer = self._loop.call_later(_MESSAGE_TIMEOUT, self._message_is_late)
 
     def _stop_message_timer(self) -> None:
@@ -126,12 +150,16 @@ class Connection:
     def _message_is_late(self) -> None:
         self._message_timer = None
         if self.stream.paused:  # the rest may have come, and nobody looks
-            self._start_message_timer()
+            self._time_message()
             return
         _log.info("%r dropped: half a message for %g seconds", self, _MESSAGE_TIMEOUT)
         self.stream.close()
 
     def _next_message(self) -> tuple[Kind, bytes] | None:
+        if self._unwanted:
+            passed = min(self._unwanted, len(self._inbox))
+            del self._inbox[:passed]
+            self._unwanted -= passed
         head = wire.REQUEST.size
         if len(self._inbox) < head:
             return None
@@ -139,10 +167,23 @@ class Connection:
         if length > self._room(kind):
             raise MalformedError(f"{kind.name} of {length} bytes")
         if len(self._inbox) < head + length:
+            if length > _SHORT and not self._coming:
+                self._expect(length)
             return None
+        self._coming = 0
         body = bytes(self._inbox[head : head + length])
         del self._inbox[: head + length]
         return kind, body
+
+    def _expect(self, length: int) -> None:
+        """A long message is coming: make room for it, or refuse it and let its bytes pass by."""
+        assert self.domain is not None  # who has not said HELLO, and control, have no room for one
+        if self._server.held(self.domain) + length > _MAX_HELD:
+            self._unwanted = wire.REQUEST.size + length - len(self._inbox)
+            self._inbox.clear()
+            self._refuse(_too_much(self.domain, length))
+        else:
+            self._coming = length
 
     def _room(self, kind: Kind) -> int:
         """Check that this kind of request may come now, and return how long it may be."""
@@ -161,8 +202,11 @@ class Connection:
             else:
                 self._call(kind, body)
         except OSError as error:
-            text = str(error.args[1] if len(error.args) > 1 else error)
-            self.stream.send(wire.pack_reply(-(error.errno or errno.EIO), text.encode(errors="replace")))
+            self._refuse(error)
+
+    def _refuse(self, error: OSError) -> None:
+        text = str(error.args[1] if len(error.args) > 1 else error)
+        self.stream.send(wire.pack_reply(-(error.errno or errno.EIO), text.encode(errors="replace")))
 
     def _hello(self, body: bytes) -> None:
         hello = wire.unpack_hello(body)
@@ -178,7 +222,9 @@ class Connection:
             domain = self._attach(hello)
             if self._server.count(domain) >= MAX_OF_DOMAIN:
                 raise fault(errno.EMFILE, f"domain {domain.domid} has {MAX_OF_DOMAIN} connections already")
+            domain.descriptors.take()
             self.domain = domain
+            self.stream.descriptors = domain.descriptors
         self._hello_timer.cancel()
         self.device = hello.device
         if self.domain is not None and self.domain.paused:
@@ -221,6 +267,9 @@ class Connection:
 
     def _ioctl(self, file: File, body: bytes) -> None:
         call = wire.unpack_ioctl(body)
+        answered = call.size
+        if answered > _SHORT and self._server.held(file.domain) + answered > _MAX_HELD:
+            raise _too_much(file.domain, answered)
         try:
             answer = file.ioctl(call)
         except (struct.error, ValueError) as error:
@@ -235,6 +284,13 @@ class Connection:
         finally:
             for fd in answer.temporary:
                 os.close(fd)
+
+
+def _too_much(domain: Domain, length: int) -> OSError:
+    return fault(
+        errno.ENOMEM,
+        f"{length} bytes: domain {domain.domid}'s messages that are under way may have {_MAX_HELD} bytes together",
+    )
 
 
 def credentials(sock: socket.socket) -> tuple[int, int, int]:

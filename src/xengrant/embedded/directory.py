@@ -53,6 +53,7 @@ class Directory:
                     f"{self.path / name} is there already and no socket: move it away, or name another directory",
                 )
             listener.bind(f"/proc/self/fd/{self.fd}/{name}")
+            wire.refuse_descriptors(listener)
             listener.listen(BACKLOG)
             listener.setblocking(False)
         except BaseException:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from xengrant.abi.grant_table import V2_FRAMES_PER_STATUS_FRAME
 from xengrant.abi.xen import PAGE_SIZE
+from xengrant.embedded.descriptors import Descriptors
 from xengrant.embedded.memory import Memory
 from xengrant.grant_entries import entries_of
 from xengrant.grant_table import NewFrames
@@ -167,7 +168,9 @@ class Domain:
     table: Table
     linux: Linux = field(init=False)
     active: dict[int, Active] = field(default_factory=dict)
+    descriptors: Descriptors = field(init=False)
     table_maps: int = 0  # maps of its grant table, by dom0
+    mmapped: int = 0  # pages in all mappings of its files
     maptrack: int = 0  # mappings that this domain has of others' pages
     pages: set[Page] = field(default_factory=set)
     ports: dict[int, Port] = field(default_factory=dict)
@@ -176,6 +179,9 @@ class Domain:
     has_processes: bool = False  # some have attached, so its kernel is Linux
     paused: bool = False
     dying: bool = False
+
+    def __post_init__(self) -> None:
+        self.descriptors = Descriptors(self.domid)
 
     def __repr__(self) -> str:
         return f"<Domain {self.domid} {self.name}, {self.state}>"

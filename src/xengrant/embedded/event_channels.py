@@ -15,11 +15,15 @@ import socket
 from collections.abc import Sequence
 
 from xengrant.abi.xen import DOMID_SELF
+from xengrant.devices.wire import refuse_descriptors
 from xengrant.embedded.domain import Domain
 
 # Some tens of events. One byte says as much, but a reader frees a byte's room a moment after it took it: where an event
 # finds no room others must be still to be taken, or it would be lost.
 _ROOM = 16 << 10
+
+# A port keeps both ends open, for whoever is or will be bound at the other.
+_DESCRIPTORS = 2
 
 
 class Channel:
@@ -28,6 +32,7 @@ class Channel:
     def __init__(self) -> None:
         self.ends: Sequence[socket.socket] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         for end in self.ends:
+            refuse_descriptors(end)
             end.setblocking(False)  # else Python itself waits, where the program has a default timeout
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM)
         self.sides = 0
@@ -85,6 +90,7 @@ class Port:
     def close(self) -> None:
         """Free the number. The peer's port becomes unbound, offered to this domain again, and is told nothing."""
         del self.domain.ports[self.number]
+        self.domain.descriptors.give_back(_DESCRIPTORS)
         if self.peer is not None:
             self.peer.peer = None
             self.peer = None
@@ -94,7 +100,13 @@ class Port:
 def bind_unbound(domain: Domain, remote_domid: int) -> Port:
     """Offer a port to a domain, which need not exist yet."""
     number = _free_port(domain)
-    return Port(domain, number, domain.domid if remote_domid == DOMID_SELF else remote_domid, _new_channel(), side=0)
+    _take_descriptors(domain)
+    try:
+        channel = Channel()
+    except OSError as error:
+        domain.descriptors.give_back(_DESCRIPTORS)
+        raise _no_descriptors(error) from None
+    return Port(domain, number, domain.domid if remote_domid == DOMID_SELF else remote_domid, channel, side=0)
 
 
 def bind_interdomain(domain: Domain, remote: Domain | None, remote_port: int) -> Port:
@@ -105,6 +117,7 @@ def bind_interdomain(domain: Domain, remote: Domain | None, remote_port: int) ->
     peer = remote.ports.get(remote_port)
     if peer is None or peer.peer is not None or peer.remote_domid != domain.domid:
         raise OSError(errno.EINVAL, f"port {remote_port} of domain {remote.domid} is not offered to {domain.domid}")
+    _take_descriptors(domain)
     port = Port(domain, number, remote.domid, peer.channel, side=1 - peer.side)
     port.peer = peer
     peer.peer = port
@@ -121,8 +134,12 @@ def _free_port(domain: Domain) -> int:
     raise OSError(errno.ENOSPC, f"domain {domain.domid} has used its {domain.max_port} ports")
 
 
-def _new_channel() -> Channel:
+def _take_descriptors(domain: Domain) -> None:
     try:
-        return Channel()
+        domain.descriptors.take(_DESCRIPTORS)
     except OSError as error:
-        raise OSError(errno.ENOMEM, f"no descriptor for an event channel: {error.strerror}") from None
+        raise _no_descriptors(error) from None
+
+
+def _no_descriptors(error: OSError) -> OSError:
+    return OSError(errno.ENOMEM, f"no descriptor for an event channel: {error.strerror}")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices.wire import Ioctl, Part
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # vm.max_map_count
 MAX_MAPPINGS = 65530
+# In all mappings of a domain's files, so that one domain cannot have the machine's memory with notes of what it maps.
+MAX_PAGES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -34,6 +37,8 @@ class Answer:
 
 class Vma(abc.ABC):
     """A mapping of the file in a process."""
+
+    pages = 0
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -65,19 +70,25 @@ class File(abc.ABC):
             raise fault(errno.EINVAL, "this cookie names another mapping")
         if len(self.vmas) >= MAX_MAPPINGS:
             raise fault(errno.ENOMEM, f"{MAX_MAPPINGS} mappings of one file")
-        self.vmas[cookie], answer = self.mmap(length, offset, writable=writable)
+        pages = -(-length // PAGE_SIZE)
+        if self.domain.mmapped + pages > MAX_PAGES:
+            raise fault(errno.ENOMEM, f"the domain's mappings have {self.domain.mmapped} of at most {MAX_PAGES} pages")
+        vma, answer = self.mmap(length, offset, writable=writable)
+        vma.pages = pages
+        self.domain.mmapped += pages
+        self.vmas[cookie] = vma
         return answer
 
     def unmap(self, cookie: int) -> None:
         """munmap; an unknown cookie is one whose mmap failed or was never heard of."""
         vma = self.vmas.pop(cookie, None)
         if vma is not None:
-            vma.close()
+            self._close(vma)
 
     def release(self) -> None:
         """The last reference is gone, by close or by the end of the process: first the memory, then the file."""
         while self.vmas:
-            self.vmas.popitem()[1].close()
+            self._close(self.vmas.popitem()[1])
         self.domain.files.discard(self)
         self.on_release()
 
@@ -86,6 +97,10 @@ class File(abc.ABC):
         self.vmas.clear()
         self.domain.files.discard(self)
         self.on_destroy()
+
+    def _close(self, vma: Vma) -> None:
+        self.domain.mmapped -= vma.pages
+        vma.close()
 
     @abc.abstractmethod
     def on_release(self) -> None:

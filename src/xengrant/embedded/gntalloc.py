@@ -70,14 +70,20 @@ class Gntalloc(File):
     def prepare(self, cookie: int, pages: int) -> Answer:
         """Memory for a read-only ALLOC, which the client maps before ALLOC seals it."""
         self._check_limit(pages)
-        if len(self._prepared) >= _MAX_PREPARED or pages == 0:
-            raise fault(errno.ENOMEM, f"{_MAX_PREPARED} pieces of memory are prepared already")
         self.unmap(cookie)
-        memory = self._prepared[cookie] = _new_memory(pages, self.domain.domid, reserve=True)
+        linux, limit = self.domain.linux, self.domain.settings.gntalloc_limit
+        if len(self._prepared) >= _MAX_PREPARED or pages == 0 or linux.prepared_pages + pages > limit:
+            raise fault(
+                errno.ENOMEM,
+                f"{len(self._prepared)} pieces of memory of at most {_MAX_PREPARED} are prepared already, "
+                f"{linux.prepared_pages} pages of at most {limit} by the domain",
+            )
+        memory = self._prepared[cookie] = _new_memory(pages, self.domain, reserve=True)
+        linux.prepared_pages += pages
         return Answer(parts=[Part(memory.fd, 0, memory.length)])
 
     def unmap(self, cookie: int) -> None:
-        memory = self._prepared.pop(cookie, None)
+        memory = self._take_prepared(cookie)
         if memory is not None:
             memory.close()
         super().unmap(cookie)
@@ -130,7 +136,7 @@ class Gntalloc(File):
         """`count` new pages, each granted; all or none."""
         if count == 0:
             return []  # Linux lets it succeed
-        memory = _new_memory(count, self.domain.domid) if writable else self._sealed_memory(count, prepared)
+        memory = _new_memory(count, self.domain) if writable else self._sealed_memory(count, prepared)
         pages = self.hypervisor.frames.add([memory], self.domain.domid)
         self.domain.pages.update(pages)
         linux = self.domain.linux
@@ -149,9 +155,9 @@ class Gntalloc(File):
     def _sealed_memory(self, count: int, prepared: int) -> Memory:
         memory = self._prepared.get(prepared)
         if memory is None or memory.length != count * PAGE_SIZE:  # a client that does without
-            memory = _new_memory(count, self.domain.domid, reserve=True)
+            memory = _new_memory(count, self.domain, reserve=True)
         else:
-            del self._prepared[prepared]
+            self._take_prepared(prepared)
         try:
             memory.seal_writes()
         except OSError:
@@ -206,13 +212,20 @@ class Gntalloc(File):
             raise fault(errno.ENOSPC, f"{used} pages of gntalloc's limit {limit} are in use")
 
     def _drop_prepared(self) -> None:
-        for memory in self._prepared.values():
+        for cookie in list(self._prepared):
+            memory = self._take_prepared(cookie)
+            assert memory is not None
             memory.close()
-        self._prepared.clear()
+
+    def _take_prepared(self, cookie: int) -> Memory | None:
+        memory = self._prepared.pop(cookie, None)
+        if memory is not None:
+            self.domain.linux.prepared_pages -= memory.length // PAGE_SIZE
+        return memory
 
 
-def _new_memory(pages: int, domid: int, *, reserve: bool = False) -> Memory:
+def _new_memory(pages: int, domain: Domain, *, reserve: bool = False) -> Memory:
     try:
-        return Memory(pages, f"gntalloc-{domid}", reserve=reserve)
+        return Memory(pages, f"gntalloc-{domain.domid}", reserve=reserve, descriptors=domain.descriptors)
     except OSError as error:
         raise fault(errno.ENOMEM, f"no memory for {pages} pages: {error.strerror}") from None

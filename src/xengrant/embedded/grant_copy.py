@@ -38,6 +38,8 @@ def grant_copy(grants: Grants, domain: Domain, call: Ioctl) -> None:
         for granted, side in ((from_grant, source), (to_grant, dest)):
             if granted and side[1] + length > PAGE_SIZE:
                 raise fault(errno.EINVAL, f"segment {i} leaves the page")
+        if length == 0:  # Linux asks the hypervisor for nothing
+            continue
         local_source = None if from_grant else _local(pointers.get((holder, at + abi.SEGMENT_SOURCE)), length)
         local_dest = None if to_grant else _local(pointers.get((holder, at + abi.SEGMENT_DEST)), length)
         status = _copy(grants, domain, local_source or source, local_dest or dest, length)

@@ -17,6 +17,7 @@ from xengrant.grant_entries import EntriesV2
 
 # Xen gives up on an entry that changes under it this often.
 _TRIES = 5
+# Of readers, and of writers: a counter that has reached it is not raised (map_grant_ref, acquire_grant_for_copy).
 _MAX_PINS = 0x80
 _HANDLES_PER_MAPTRACK_FRAME = 256
 
@@ -95,7 +96,7 @@ class Grants:
         if active is not None:
             if active.domid != caller.domid:
                 raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned by domain {active.domid}")
-            if max(active.readers, active.writers) + pins > _MAX_PINS:
+            if (active.readers if readonly else active.writers) + pins > _MAX_PINS:
                 raise GrantFailedError(abi.GNTST_GENERAL_ERROR, f"ref {ref} is pinned too often")
         if active is None or (not readonly and not active.writers):
             set_status = _set_status_v1 if granter.table.version == 1 else _set_status_v2

@@ -12,6 +12,7 @@ from typing import Any
 
 from xengrant.abi.grant_table import RESERVED_CONSOLE, RESERVED_XENSTORE
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF
+from xengrant.embedded.descriptors import share
 from xengrant.embedded.domain import Domain, Settings, Table
 from xengrant.embedded.event_channels import Channel, Port
 from xengrant.embedded.files import fault
@@ -22,6 +23,7 @@ from xengrant.grant_snapshot import Snapshot
 
 _NAME_MAX = 255
 _BUILDERS_REFS = (RESERVED_CONSOLE, RESERVED_XENSTORE)
+_DESCRIPTORS_OF_A_DOMAIN = 3  # its table and those two pages
 
 
 class Hypervisor:
@@ -79,6 +81,12 @@ class Hypervisor:
             raise fault(errno.EINVAL, f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1:#x}")
         domain = self.domains.get(domid)
         if domain is None:
+            if len(self.domains) * _DESCRIPTORS_OF_A_DOMAIN >= share():
+                raise fault(
+                    errno.ENOMEM,
+                    f"processes have brought {len(self.domains)} domains into being, as many as the machine's "
+                    "descriptors allow: destroy some, or raise its RLIMIT_NOFILE",
+                )
             return self.create(domid, None, self.settings)
         if domain.dying:
             raise fault(errno.ESRCH, f"domain {domid} was destroyed, and stays until nobody maps its pages")
@@ -189,8 +197,16 @@ class Hypervisor:
 
     def _build(self, domain: Domain) -> None:
         """What a domain's builder leaves: refs 0 and 1, which xenconsoled and xenstored map."""
-        memory = Memory(len(_BUILDERS_REFS), f"builder-{domain.domid}")
-        pages = self.frames.add([memory], domain.domid)
+        # Apart, since dom0 may grant one of them on to another domain.
+        memories: list[Memory] = []
+        try:
+            for ref in _BUILDERS_REFS:
+                memories.append(Memory(1, f"builder-{domain.domid}-{ref}"))
+        except BaseException:
+            for memory in memories:
+                memory.close()
+            raise
+        pages = self.frames.add(memories, domain.domid)
         domain.pages.update(pages)
         for ref, page in zip(_BUILDERS_REFS, pages, strict=True):
             domain.table.entries.grant(ref, 0, page.frame, writable=True)

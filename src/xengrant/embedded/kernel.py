@@ -6,7 +6,6 @@ There is one for each such domain, and its end is the domain's. What it asks is 
 from __future__ import annotations
 
 import errno
-import resource
 from typing import TYPE_CHECKING
 
 from xengrant.abi import kernelspace as abi
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from xengrant.embedded.event_channels import Port
     from xengrant.embedded.hypervisor import Hypervisor
 
-
-# A domain may take one in so many of the machine's descriptors for its pages.
-_SHARE_OF_DESCRIPTORS = 4
 
 
 class _Vma(Vma):
@@ -38,7 +34,6 @@ class Kernel(File):
     def __init__(self, hypervisor: Hypervisor, domain: Domain) -> None:
         super().__init__(hypervisor, domain)
         self._pages: dict[int, Page] = {}  # by frame number
-        self._single = 0  # those that are memory of their own
         self._ports: dict[int, tuple[Port, int]] = {}  # held for a notification: the port, and how often
 
     def ioctl(self, call: Ioctl) -> Answer:
@@ -79,17 +74,12 @@ class Kernel(File):
         if not 0 < count <= limit - len(self._pages):
             raise fault(errno.ENOMEM, f"{len(self._pages)} of at most {limit} pages are in use")
         sizes = [count] if abi.is_together(arg) else [1] * count
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE_OF_DESCRIPTORS
-        if self._single + sizes.count(1) > most:
-            raise fault(
-                errno.ENOMEM,
-                f"{self._single} pages of their own are in use, each a descriptor of the machine's; a domain may "
-                f"take {most} of those",
-            )
         memories: list[Memory] = []
         try:
             for size in sizes:
-                memories.append(Memory(size, f"kernel-{self.domain.domid}"))
+                memories.append(
+                    Memory(size, f"kernel-{self.domain.domid}", descriptors=self.domain.descriptors)
+                )
         except OSError as error:
             for memory in memories:
                 memory.close()
@@ -97,7 +87,6 @@ class Kernel(File):
         pages = self.hypervisor.frames.add(memories, self.domain.domid)
         self.domain.pages.update(pages)
         self._pages.update((page.frame, page) for page in pages)
-        self._single += sizes.count(1)
         abi.fill_run(arg, pages[0].frame)
         return Answer()
 
@@ -105,7 +94,6 @@ class Kernel(File):
         """What peers still map stays theirs; nobody can map it any more."""
         for page in self._run(count, frame):
             del self._pages[page.frame]
-            self._single -= page.memory.length == PAGE_SIZE
             self.domain.pages.discard(page)
             self.hypervisor.frames.drop(page)
         return Answer()

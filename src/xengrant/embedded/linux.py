@@ -48,6 +48,7 @@ class Linux:
         self._log: deque[tuple[float, str]] = deque(maxlen=_LOG_LINES)
         self.deferred: deque[_Deferred] = deque()
         self.gntalloc_pages = 0
+        self.prepared_pages = 0  # of memory for read-only ALLOCs to come
         self.gntdev_grants = 0  # of all maps, mapped or not
         table = domain.table
         first = table.new_frames(0)

@@ -16,7 +16,6 @@ import resource
 import signal
 import threading
 import warnings
-import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType, TracebackType
@@ -28,6 +27,7 @@ from xengrant.devices import wire
 from xengrant.embedded.directory import Directory
 from xengrant.embedded.domain import Lifetime, Settings
 from xengrant.embedded.server import MachineServer
+from xengrant.forks import abandon_in_child
 
 _T = TypeVar("_T")
 
@@ -52,8 +52,8 @@ class Machine:
     another user's or open to others. Domain 0 is there from the start; others are created by the first process that
     joins as them.
 
-    Every page range, port and connection costs descriptors of this process, whose limit is not touched here (`run`
-    raises it): with many thousands of grants raise RLIMIT_NOFILE.
+    Every page range, port and connection costs descriptors of this process, of which one domain may have half, dom0
+    all. Their limit is not touched here (`run` raises it): with many thousands of grants raise RLIMIT_NOFILE.
 
     Threads: any call from any thread. The machine has a thread of its own, which runs none of its callers' code.
     """
@@ -82,6 +82,7 @@ class Machine:
             unmap_delay=unmap_delay,
         )
         self.closed = False
+        self._is_over = False
         self._closing = threading.Lock()
         self._stop = threading.Event()
         self._directory = Directory(directory)
@@ -94,7 +95,7 @@ class Machine:
             raise
         self._thread = threading.Thread(target=self._serve, name="xengrant-machine", daemon=True)
         self._thread.start()
-        _machines.add(self)
+        abandon_in_child(self)
         atexit.register(self.close)
 
     def __repr__(self) -> str:
@@ -213,7 +214,7 @@ class Machine:
                 _log.error(text)
                 warnings.warn(text, ResourceWarning, stacklevel=2)
             else:
-                _machines.discard(self)
+                self._is_over = True
 
     def _do(self, call: Callable[[MachineServer], _T]) -> _T:
         """Run `call`, which is one of ours, in the machine's thread."""
@@ -244,19 +245,11 @@ class Machine:
 
     def _abandon(self) -> None:
         """In a forked child, which has no machine thread."""
+        if self._is_over:
+            return
         self.closed = True
         self._closing = threading.Lock()  # another thread may have held it
+        self._stop = threading.Event()
         self._stop.set()
         self._server.abandon()
         self._directory.abandon()
-
-
-_machines: weakref.WeakSet[Machine] = weakref.WeakSet()
-
-
-def _abandon_machines() -> None:
-    for machine in list(_machines):
-        machine._abandon()
-
-
-os.register_at_fork(after_in_child=_abandon_machines)

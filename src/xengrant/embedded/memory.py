@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices.wire import Part
+from xengrant.embedded.descriptors import Descriptors
 from xengrant.memory import Mapping
 
 # include/uapi/linux/fcntl.h; in Python's fcntl from 3.13 on.
@@ -26,11 +27,21 @@ class Memory:
     """Zeroed pages in one memfd, sealed so that nobody who gets the descriptor can resize it.
 
     `reserve` leaves out the last seal, for pages that are to be sealed against writing once they are mapped.
+    `descriptors` is the domain's whose memory it is.
     """
 
-    def __init__(self, pages: int, name: str, *, reserve: bool = False) -> None:
+    def __init__(
+        self, pages: int, name: str, *, reserve: bool = False, descriptors: Descriptors | None = None
+    ) -> None:
         self.length = pages * PAGE_SIZE
-        self.fd = os.memfd_create(f"xengrant-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._descriptors = descriptors
+        if descriptors is not None:
+            descriptors.take()
+        try:
+            self.fd = os.memfd_create(f"xengrant-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except BaseException:
+            self._give_back()
+            raise
         self._pages = pages
         self._view: Mapping | None = None
         try:
@@ -39,6 +50,7 @@ class Memory:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
         except BaseException:
             os.close(self.fd)
+            self._give_back()
             raise
 
     @property
@@ -57,16 +69,24 @@ class Memory:
         """A descriptor of one's own that cannot be mapped writable."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def drop_page(self) -> None:
-        """One page fewer is in use; the last one closes the memory."""
+    def drop_page(self, number: int) -> None:
+        """Nobody uses this page any more; the last one closes the memory.
+
+        Whoever maps another of its pages later gets a descriptor that shows them all, so what was in it goes.
+        """
         self._pages -= 1
         if self._pages == 0:
             self.close()
+        elif self._view is None:
+            os.pwrite(self.fd, bytes(PAGE_SIZE), number * PAGE_SIZE)
+        else:  # which memory that is sealed against writing has
+            self._view[number * PAGE_SIZE : (number + 1) * PAGE_SIZE] = bytes(PAGE_SIZE)
 
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self._give_back()
             if self._view is not None:
                 self._view.close_on_release()
                 self._view = None
@@ -78,6 +98,10 @@ class Memory:
                 os.close(self.fd)
             self.fd = -1
             self._view = None
+
+    def _give_back(self) -> None:
+        if self._descriptors is not None:
+            self._descriptors.give_back()
 
 
 class Page:
@@ -125,7 +149,7 @@ class Frames:
         page.users -= 1
         if page.users == 0:
             del self._pages[page.frame]
-            page.memory.drop_page()
+            page.memory.drop_page(page.number)
 
     def _new_numbers(self, count: int) -> int:
         """The first of `count` neighbours that are free, and were free for as long as can be."""

@@ -33,7 +33,8 @@ _log = logging.getLogger("xengrant.embedded")
 _ACCEPT_PAUSE = 0.1
 
 # Of both sockets, with those that have not said HELLO yet and the control connections.
-_MAX_CLIENTS = MAX_CONNECTIONS + 64
+_MAX_CLIENTS = MAX_CONNECTIONS + 192
+_MAX_SILENT = 64
 
 _FIXED = {"lifetime", "max_grant_frames", "grant_table_version"}
 
@@ -51,7 +52,7 @@ class MachineServer:
     def __init__(self, loop: asyncio.AbstractEventLoop, directory: Directory, settings: Settings) -> None:
         self._loop = loop
         self._directory = directory
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._xenstore_clients: set[XenstoreClient] = set()
         self._listeners: list[socket.socket] = []
         self._domids_used: set[int] = set()
@@ -93,8 +94,12 @@ class MachineServer:
         """Connections of devices, of `domain` or in all."""
         return sum(c.domain is domain if domain else c.domain is not None for c in self._connections)
 
+    def held(self, domain: Domain) -> int:
+        """Bytes of memory that the domain's connections have for long messages."""
+        return sum(connection.held for connection in self._connections if connection.domain is domain)
+
     def forget(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
 
     # What the machine's owner asks
 
@@ -252,7 +257,10 @@ class MachineServer:
         if len(self._connections) + len(self._xenstore_clients) >= _MAX_CLIENTS:
             _refuse(client, errno.EMFILE, "the machine has too many connections")
             return
-        self._connections.add(Connection(self._loop, client, self))
+        self._connections[Connection(self._loop, client, self)] = None
+        silent = [connection for connection in self._connections if connection.device == "?"]
+        if len(silent) > _MAX_SILENT:  # the oldest gives way: who means it says HELLO at once
+            silent[0].stream.close()
 
     def _accept_xenstore(self, client: socket.socket) -> None:
         """One of Xen's own tools, as dom0."""

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from xengrant.devices import wire
+from xengrant.embedded.descriptors import Descriptors
 
 _log = logging.getLogger("xengrant.embedded")
 
@@ -31,7 +32,7 @@ class Handler(Protocol):
     def received(self, data: bytes) -> None: ...
 
     def drained(self) -> None:
-        """The client has taken all output, or was unpaused: go on with what had arrived."""
+        """The client has taken all output, was unpaused, or has its turn again: go on with what had arrived."""
 
     def ended(self) -> None:
         """The stream is over; called once."""
@@ -49,7 +50,7 @@ _NOBODY = _Nobody()
 
 
 class Stream:
-    """A socket. `paused` stops reading, end of stream included.
+    """A socket. `paused` stops reading, end of stream included. `descriptors` is the domain's whose stream it is.
 
     `send` never ends the stream at once, since its caller may be in the middle of telling many.
     """
@@ -62,9 +63,11 @@ class Stream:
         self._out_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._paused = False
+        self._waiting = False
         self._reading = False
         self._writing = False
         self.closed = False
+        self.descriptors: Descriptors | None = None
         sock.setblocking(False)
         self._update()
 
@@ -83,6 +86,12 @@ class Stream:
         self._update()
         if not paused and not self.closed:
             self._handler.drained()
+
+    def give_way(self) -> None:
+        """Let the others have their turns, and be told `drained` then; nothing more is read before."""
+        self._waiting = True
+        self._update()
+        self._loop.call_soon(self._go_on)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send now what the socket takes, and the rest when it can. The descriptors may be closed on return.
@@ -105,7 +114,7 @@ class Stream:
             self._out_bytes += len(rest)
             try:
                 for fd in batch:
-                    kept.append(os.dup(fd))
+                    self._keep(fd, kept)
             except OSError as error:
                 _log.warning("a client is dropped: no descriptor left to answer it: %s", error.strerror)
                 self._loop.call_soon(self.close)
@@ -133,13 +142,13 @@ class Stream:
             self._sock.shutdown(socket.SHUT_RDWR)  # also for a child that was just forked and has the descriptor still
         self._sock.close()
         for _, fds in self._out:
-            _close(fds)
+            self._drop(fds)
         self._out.clear()
         self._out_bytes = 0
 
     def _update(self) -> None:
         """Watch for what we can use now."""
-        reading = not self.closed and not self._paused and not self._out
+        reading = not (self.closed or self._paused or self._waiting or self._out)
         writing = not self.closed and bool(self._out) and self._timer is None
         if reading != self._reading:
             self._reading = reading
@@ -172,7 +181,7 @@ class Stream:
             sent = self._try_send(data, fds)
             if sent < 0:
                 break
-            _close(fds)
+            self._drop(fds)
             self._out_bytes -= sent
             if sent == len(data):
                 self._out.popleft()
@@ -199,8 +208,26 @@ class Stream:
         self._timer = None
         self._writable()
 
+    def _go_on(self) -> None:
+        self._waiting = False
+        self._update()
+        if not self.closed:
+            self._handler.drained()
 
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+    def _keep(self, fd: int, kept: list[int]) -> None:
+        """A descriptor of our own, into `kept`."""
+        if self.descriptors is not None:
+            self.descriptors.take()
+        try:
+            kept.append(os.dup(fd))
+        except OSError:
+            if self.descriptors is not None:
+                self.descriptors.give_back()
+            raise
+
+    def _drop(self, kept: Sequence[int]) -> None:
+        for fd in kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        if self.descriptors is not None:
+            self.descriptors.give_back(len(kept))

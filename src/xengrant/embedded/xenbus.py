@@ -22,7 +22,9 @@ class Xenbus:
     def __init__(self, store: XenStored, domid: int, stream: Stream) -> None:
         self._stream = stream
         self._domid = domid
-        self._connection = store.connect(domid, stream.send, backlog=lambda: stream.pending)
+        self._connection = store.connect(
+            domid, stream.send, backlog=lambda: stream.pending, give_way=stream.give_way
+        )
 
     def received(self, data: bytes) -> None:
         self._run(lambda: self._connection.feed(data))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # A connection whose client leaves more than this unread is asked nothing further until it has read.
 _MAX_BACKLOG = 64 << 10
+# Seconds that one connection is served before the others have their turns.
+_TURN = 0.005
 # More events than this (and than two for each watch) are not kept for a client that does not read.
 _MAX_HELD_EVENTS = 1024
 
@@ -62,13 +65,19 @@ class StoreConnection:
     """One client of the store."""
 
     def __init__(
-        self, store: XenStored, caller: Caller, send: Callable[[bytes], None], backlog: Callable[[], int]
+        self,
+        store: XenStored,
+        caller: Caller,
+        send: Callable[[bytes], None],
+        backlog: Callable[[], int],
+        give_way: Callable[[], None] | None = None,
     ) -> None:
         self.caller = caller
         self.closed = False
         self._store = store
         self._send = send
         self._backlog = backlog
+        self._give_way = give_way
         self._home = f"/local/domain/{caller.domid}"
         self._splitter = xs_wire.Splitter()
         self._watches: dict[tuple[str, bytes], Watch] = {}
@@ -89,10 +98,11 @@ class StoreConnection:
         self.drained()
 
     def drained(self) -> None:
-        """The client has read something: go on with what waited for that."""
+        """The client has read something, or has its turn again: go on with what waited for that."""
         if self._busy:
             return  # called out of `send`: the call that sends goes on with it
         self._busy = True
+        turn_ends = time.monotonic() + _TURN
         try:
             while not self.closed and self._backlog() <= _MAX_BACKLOG:
                 if self._held and not self._backlog():
@@ -101,6 +111,9 @@ class StoreConnection:
                 if message is None:
                     return
                 self._answer(message)
+                if self._give_way is not None and len(self._splitter) and time.monotonic() >= turn_ends:
+                    self._give_way()
+                    return
         except xs_wire.TooLongError as error:
             raise ProtocolViolation(f"domain {self.domid} sent xenstore {error}") from None
         finally:

@@ -39,15 +39,21 @@ class XenStored:
         return Caller(domid, self.quotas, self.introduced)
 
     def connect(
-        self, domid: int, send: Callable[[bytes], None], *, backlog: Callable[[], int] | None = None
+        self,
+        domid: int,
+        send: Callable[[bytes], None],
+        *,
+        backlog: Callable[[], int] | None = None,
+        give_way: Callable[[], None] | None = None,
     ) -> StoreConnection:
         """A client of domain `domid`; dom0 may do everything.
 
         `send` gets whole messages and never waits. `backlog()` says how many of their bytes the client has not taken
         yet: while there are some, watch events are held back, each path once; beyond 64 KiB requests wait too. Call
-        `drained()` when it has taken all. Without `backlog` everything is sent at once.
+        `drained()` when it has taken all. Without `backlog` everything is sent at once. `give_way()` is called where
+        the client has been served for some milliseconds and has asked for more: call `drained()` after the others.
         """
-        connection = StoreConnection(self, self.caller(domid), send, backlog or (lambda: 0))
+        connection = StoreConnection(self, self.caller(domid), send, backlog or (lambda: 0), give_way)
         self.connections.append(connection)
         return connection
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from xengrant.abi.xenbus import XenbusState
-from xengrant.errors import ProtocolError, XenStoreError
+from xengrant.errors import GrantError, InterfaceClosed, ProtocolError, XenStoreError
 from xengrant.pv.nodes import Nodes, Value, write_nodes
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ async def remove_nodes(transaction: AsyncTransaction, path: str, top: str) -> No
 
 def _is_expected(error: BaseException) -> bool:
     """Whether it is the other end's doing, or the machine's, and no defect here that a traceback would show."""
-    return isinstance(error, (OSError, ProtocolError))
+    return isinstance(error, (OSError, GrantError)) and not isinstance(error, InterfaceClosed)
 
 
 def _error_number(error: BaseException) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from xengrant.errors import InterfaceClosed, ProtocolError
+from xengrant.forks import abandon_in_child
 from xengrant.rings.rpc import FrontRing
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class AsyncFront:
         self._push_is_due = False
         self._failure: Exception | None = None
         self._task = self._loop.create_task(self._run(), name=f"front of port {port.number}")
+        abandon_in_child(self)
+
+    def _abandon(self) -> None:
+        self._failure = self._failure or InterfaceClosed("this AsyncFront is the parent process's")
 
     @property
     def closed(self) -> bool:

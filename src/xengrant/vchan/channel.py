@@ -8,7 +8,8 @@ The behaviour is libxenvchan's (tools/libs/vchan/{init,io}.c), but for its priva
 from __future__ import annotations
 
 import errno
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from xengrant._native import RingReader, RingWriter, fence, fetch_or8, load8, load16, store8, store16
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from xengrant.evtchn import AsyncPort, Port
     from xengrant.memory import Mapping
 
-__all__ = ["Channel", "attach", "offer"]
+__all__ = ["Channel", "attach", "offer", "pinned"]
 
 
 class Place(NamedTuple):
@@ -77,6 +78,10 @@ class Channel:
         """Have `close` give this back."""
         self._held = held
         return self
+
+    def before_release(self, function: Callable[[], None]) -> None:
+        """Have `close` call it when the peer was told, before the memory is given back."""
+        self._held.callback(function)
 
     @property
     def closed(self) -> bool:
@@ -188,6 +193,16 @@ def offer(
         return channel.keep(held.pop_all())
 
 
+@contextmanager
+def pinned(domain: Domain, domid: int, keys: Keys) -> Iterator[None]:
+    """Map the page that the keys name, and do nothing with it: as long as it is mapped its ref is not used again.
+
+    Raises `MapError` where it is not there any more.
+    """
+    with domain.gnttab() as gnttab, gnttab.map(Grant(domid, keys.ring_ref), writable=False):
+        yield
+
+
 def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 0.0) -> Channel:
     """A client's end of what the port's remote domain offers; `connect` then says that it is here.
 
@@ -199,8 +214,7 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 
         gnttab = held.enter_context(domain.gnttab())
         notify = UnmapNotify(clear_byte=abi.CLI_LIVE, port=port)
         control = held.enter_context(gnttab.map(Grant(domid, keys.ring_ref), writable=True, notify=notify)).mapping
-        if load8(control, abi.SRV_LIVE) == abi.LIVE_GONE:
-            raise PeerClosed(errno.EPIPE, f"the server in domain {domid} has closed this vchan")
+        _check_server(control, domid)
         orders = load16(control, abi.LEFT_ORDER), load16(control, abi.RIGHT_ORDER)
         if not abi.fits(*orders):
             raise ProtocolError(f"domain {domid} offers a vchan with rings of order {orders[0]} and {orders[1]}")
@@ -214,8 +228,15 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 
                 del refs[:pages]
                 memory = held.enter_context(gnttab.map(grants, writable=writable)).mapping
             rings.append(_place(memory, order))
+        # A server that closes says so before its refs are used again: these were still its own.
+        _check_server(control, domid)
         channel = Channel(control, rings[0], rings[1], port, is_server=False, poll=poll)
         return channel.keep(held.pop_all())
+
+
+def _check_server(control: Mapping, domid: int) -> None:
+    if load8(control, abi.SRV_LIVE) == abi.LIVE_GONE:
+        raise PeerClosed(errno.EPIPE, f"the server in domain {domid} has closed this vchan")
 
 
 def _place(memory: Mapping, order: int) -> Place:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from xengrant._native import Stream
 from xengrant.errors import GrantError, InterfaceClosed, InterfaceUnavailable, PeerClosed
+from xengrant.forks import abandon_in_child
 from xengrant.vchan import keys as meeting
 from xengrant.vchan.channel import Channel
 from xengrant.waiting import deadline_after, seconds_until
@@ -54,7 +56,7 @@ __all__ = ["Vchan"]
 _READY, _PEER_GONE, _LATE, _WOKEN, _SILENT = range(5)
 _AFTER_EVENTS = {0: _WOKEN, 1: _LATE, 2: _WOKEN, 3: _SILENT}
 
-_PATIENCE = 1.0  # seconds that a wait lasts before the peer's domain is asked after
+_PATIENCE = 1.0  # seconds that one wait lasts, or short ones go on, before the peer's domain is asked after
 
 
 class Vchan(Stream):
@@ -93,9 +95,16 @@ class Vchan(Stream):
         if peer is not None:
             self._doorbell.patience = _PATIENCE
         self._store = store  # a server's, where its keys stand
+        self._late_since: float | None = None  # when a wait was in vain for the first time
         self._finished = False
+        self._why_ended = "closed"
         self._closing = threading.RLock()
         _note_open(self)
+        abandon_in_child(self)
+
+    def _abandon(self) -> None:
+        self._closing = threading.RLock()
+        self._ended, self._why_ended = True, "the parent process's"
 
     @property
     def domid(self) -> int:
@@ -240,13 +249,12 @@ class Vchan(Stream):
         if self._finished:
             return
         with self._closing:
-            if not self._channel.closed:
-                self._stop()
             try:
-                self._doorbell.close()
+                if not self._channel.closed:
+                    self._stop()
             finally:
-                self._held.close()
-                self._finished = True
+                if self._channel.closed:
+                    self._finish()
 
     def _stop(self) -> None:
         """Close the channel, once nobody uses it any more."""
@@ -260,6 +268,13 @@ class Vchan(Stream):
                 self._ended = False
                 self._doorbell.stop(False)
 
+    def _finish(self) -> None:
+        try:
+            self._doorbell.close()
+        finally:
+            self._held.close()
+            self._finished = True
+
     def __enter__(self) -> Self:
         self._check_open()
         return self
@@ -267,8 +282,8 @@ class Vchan(Stream):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if sys.is_finalizing():  # _close_open was here before, while there was something to close it with
+    def __del__(self, *, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # _close_open was here before, while there was something to close it with
             return
         held = getattr(self, "_held", None)
         if held is not None and not self._channel.closed:
@@ -367,22 +382,35 @@ class Vchan(Stream):
                 if outcome == _SILENT:
                     raise InterfaceUnavailable(errno.EPIPE, f"{self.path}: the machine is gone")
                 left = seconds_until(deadline)
-                if peer is not None and listening:
-                    peer.check()
-                if left == 0:
-                    raise TimeoutError(f"{late} {self.path} in time")
-                if outcome == _LATE and peer is not None and not listening:
+                if outcome == _LATE and peer is not None and not listening and self._is_silent_for_long(left):
                     peer.on_gone(doorbell.wake)  # only xenstore tells of the end of a domain, and that is dear to ask
                     listening = True
+                if peer is not None and listening:
+                    try:
+                        peer.check()
+                    except GrantError:
+                        outcome = wait(0.0)  # what came before it went is still there to be had, without an event
+                        if outcome > _PEER_GONE:
+                            raise
+                        return outcome
+                if left == 0:
+                    raise TimeoutError(f"{late} {self.path} in time")
                 outcome = wait(left)
             return outcome
         finally:
             if peer is not None and listening:
                 peer.discard_on_gone(doorbell.wake)
 
+    def _is_silent_for_long(self, left: float | None) -> bool:
+        """Whether a wait has lasted for `_PATIENCE`, or waits that were shorter have been in vain since so long ago."""
+        now = time.monotonic()
+        if self._late_since is None:
+            self._late_since = now
+        return left != 0 or now - self._late_since >= _PATIENCE
+
     def _check_open(self) -> None:
         if self._ended:
-            raise InterfaceClosed(f"this end of the vchan at {self.path} is closed")
+            raise InterfaceClosed(f"this end of the vchan at {self.path} is {self._why_ended}")
 
     def _peer_closed(self) -> PeerClosed:
         return PeerClosed(errno.EPIPE, f"domain {self.domid} has closed the vchan at {self.path}")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from xengrant.errors import GrantError, InterfaceUnavailable, ProtocolError
-from xengrant.vchan.channel import Channel, attach
+from xengrant.vchan.channel import Channel, attach, pinned
 from xengrant.waiting import deadline_after, seconds_until
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ def joining(
                     # Only now is the offer ours: before, another client may have taken it, the server may have put a
                     # new one in its place, and the ref that was read be a page of theirs.
                     found = _same_offer(domid, found, (yield None))
-                    channel = attach(domain, port, found, poll=poll)
+                    with pinned(domain, domid, found):
+                        # The server may have closed meanwhile, and the ref be another page's, in which the notification
+                        # of `attach` would clear a byte. Servers withdraw their keys before they give back the page.
+                        if (yield None) != found:
+                            raise _taken_back(domid)
+                        channel = attach(domain, port, found, poll=poll)
                     undo.callback(channel.close)
                     channel.connect()
                     undo.pop_all()
@@ -83,8 +88,12 @@ def joining(
 
 def _same_offer(domid: int, bound: Keys, now: Keys | None) -> Keys:
     if now is None or now.event_channel != bound.event_channel:
-        raise GrantError(f"domain {domid} took back what it offered")
+        raise _taken_back(domid)
     return now
+
+
+def _taken_back(domid: int) -> GrantError:
+    return GrantError(f"domain {domid} took back what it offered")
 
 
 def _no_server(domid: int, where: str, timeout: float | None, failure: Exception | None) -> TimeoutError:

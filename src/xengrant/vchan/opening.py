@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from xengrant.arguments import checked_domid
@@ -62,7 +63,8 @@ def serve(
             undo.callback(channel.close)
             assert channel.keys is not None
             meeting.publish(store, where, domain.domid, domid, channel.keys)
-            held.callback(_withdraw, store, where, channel.keys)
+            # First the keys, then the page: a client that maps it and then sees the keys has the right one.
+            channel.before_release(partial(_withdraw, store, where, channel.keys))
             undo.pop_all()
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer, store=store)
 

@@ -154,10 +154,12 @@ class VchanServer(asyncio.AbstractServer):
                 self._welcome(offered)
                 offered = await self._offer_again()
         finally:
-            if offered is not None:
-                offered.close()
-            if self._keys is not None:
-                await self._withdraw(self._keys)
+            try:
+                if self._keys is not None:  # before the page goes, as `joining` expects
+                    await self._withdraw(self._keys)
+            finally:
+                if offered is not None:
+                    offered.close()
 
     async def _offer(self) -> _Offer:
         """A vchan whose keys stand at the path, in place of what was there."""
@@ -171,8 +173,10 @@ class VchanServer(asyncio.AbstractServer):
         try:
             await publish_async(self._store, self.path, self._own_domid, self.domid, keys)
         except BaseException:
-            offered.close()
-            await self._withdraw(keys)  # only the answer may be missing
+            try:
+                await self._withdraw(keys)  # only the answer may be missing
+            finally:
+                offered.close()
             raise
         self._keys = keys
         return offered

@@ -122,7 +122,7 @@ class VchanTransport(transports._FlowControlMixin):
         return f"<{type(self).__name__} {role} to domain {domid} at {path}, {state}, {self._unsent_size} bytes unsent>"
 
     def __del__(self) -> None:
-        if not self._released:
+        if not self._released and not self._channel.closed:  # by a fork
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             with contextlib.suppress(Exception):
                 self._release()

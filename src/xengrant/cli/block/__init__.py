@@ -11,9 +11,6 @@ from typing import Any
 from xengrant.cli import arguments
 from xengrant.cli.block import attach, serve
 
-NAME = "block"
-HELP = "serve a disk to a guest, or use one that another domain serves"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (

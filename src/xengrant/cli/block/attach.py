@@ -138,8 +138,8 @@ async def _info(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
 
 
 async def _read(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
-    count = args.count or max(disk.info.sectors - args.sector, 1)
-    pieces = [(at, min(_CHUNK, args.sector + count - at)) for at in range(args.sector, args.sector + count, _CHUNK)]
+    end = args.sector + (args.count or max(disk.info.sectors - args.sector, 1))  # the other domain's word for it
+    pieces = ((at, min(_CHUNK, end - at)) for at in range(args.sector, end, _CHUNK))
     if args.json:
         args.parser.error("read writes bytes, and no JSON")
     if not sys.stdout.isatty():

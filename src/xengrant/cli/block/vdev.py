@@ -9,12 +9,16 @@ __all__ = ["name", "number"]
 
 _XVD = 202 << 8  # major 202, 16 disks of 16 minors
 _EXTENDED = 1 << 28  # 256 minors each
+_MOST = 0xFFFFFFFF
 
 
 def number(text: str) -> int:
     """The number of ``xvda``, ``xvdb3`` (a partition) or ``xvdaa``; or the number itself."""
     if re.fullmatch(r"[0-9]{1,10}|0x[0-9a-f]{1,8}", text):
-        return int(text, 0)
+        value = int(text, 16 if text.startswith("0x") else 10)
+        if value > _MOST:
+            raise argparse.ArgumentTypeError(f"{text} is no vdev's number: {_MOST} is the most")
+        return value
     found = re.fullmatch(r"xvd([a-z]{1,3})([1-9][0-9]?)?", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no disk: write xvda, xvdb, ..., or a vdev's number")

@@ -11,9 +11,6 @@ from typing import Any
 from xengrant.cli import arguments
 from xengrant.cli.peek import console, xenstore
 
-NAME = "peek"
-HELP = "look into a guest's console or xenstore ring, from dom0"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (

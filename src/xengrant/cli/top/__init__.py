@@ -18,9 +18,6 @@ from xengrant.cli.top import batch
 from xengrant.cli.top.keys import LEAST_DELAY
 from xengrant.cli.top.state import SORTS, State, observed
 
-NAME = "top"
-HELP = "all domains' grants live, from dom0"
-
 
 class _Hold(Hold):
     """To be waited for beside the keyboard."""

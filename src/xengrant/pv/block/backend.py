@@ -127,7 +127,7 @@ class BlockBackend(Backend):
         """Raises `ProtocolError` for what the front end wrote and was not offered, `MapError`, `GrantError`."""
         offer, own, front = self._offer, connection.nodes, connection.otherend
         # What was offered is what the nodes say: a predecessor may have offered it.
-        protocol = await front.text("protocol", default=blkif.X86_64.protocol, choices=blkif.LAYOUTS)
+        protocol = await front.text("protocol", default=blkif.NATIVE.protocol, choices=blkif.LAYOUTS)
         most_rings = await own.number("multi-queue-max-queues", least=1, most=_MAX_RINGS, default=1)
         rings = await front.number("multi-queue-num-queues", least=1, most=most_rings, default=1)
         most_order = await own.number("max-ring-page-order", most=_MAX_RING_ORDER, default=0)

@@ -47,7 +47,7 @@ class Use:
     are used again and again, at most `pool_pages` for each ring; else each request has its own.
     """
 
-    protocol: str = blkif.X86_64.protocol
+    protocol: str = blkif.NATIVE.protocol
     rings: int = 1
     ring_order: int = 0
     max_segments: int = 32

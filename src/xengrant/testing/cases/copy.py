@@ -9,6 +9,7 @@ from xengrant.testing.expect import equal, raises, true
 from xengrant.testing.here import Here
 
 COPY = "Xen common/grant_table.c, gnttab_copy"
+BAD_PAGE = -9
 GNTDEV = "Linux drivers/xen/gntdev.c, gntdev_ioctl_grant_copy"
 
 
@@ -176,6 +177,29 @@ class ManySegments(Case):
             equal(gnttab.copy(segments), [0] * 100, "the statuses")
             equal(gnttab.copy([]), [], "the statuses of no segments")
         equal(bytes(into), here.noise(PAGE_SIZE)[:4000], "what was copied")
+        here.tell("copied")
+
+
+class MappedDestination(Case):
+    """Nothing is copied into memory that is mapped from another domain, status -9; out of it is no different"""
+
+    source = f"{COPY}: gnttab_copy_claim_buf wants a destination of the caller's own"
+    peer = "granter"
+
+    def granter(self, here: Here) -> None:
+        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 2, writable=True) as share:
+            share.mapping[:] = here.noise(2 * PAGE_SIZE)
+            here.offer(share)
+            here.hear("copied")
+            equal(bytes(share.mapping.page(0)), here.noise(2 * PAGE_SIZE)[:PAGE_SIZE], "the page that was mapped")
+            equal(share.mapping[PAGE_SIZE + 8 : PAGE_SIZE + 16], here.noise(2 * PAGE_SIZE)[:8], "the other page")
+
+    def mapper(self, here: Here) -> None:
+        mapped_grant, grant = here.offered()
+        with here.domain.gnttab() as gnttab, gnttab.map(mapped_grant, writable=True) as mapped:
+            into, out = CopySegment(grant, mapped.mapping, 8), CopySegment(mapped.mapping, grant, 8, dest_offset=8)
+            equal(gnttab.copy([into, out]), [BAD_PAGE, 0], "the statuses")
+            equal(mapped.mapping[:8], here.noise(2 * PAGE_SIZE)[:8], "the memory that was not copied into")
         here.tell("copied")
 
 

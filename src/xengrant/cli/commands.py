@@ -1,0 +1,117 @@
+"""The command line: the subcommands there are, and the parser, which imports a subcommand when that is used.
+
+`main` parses with it; what is built of it, manual pages and completions, takes `whole_parser`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn, Protocol, cast
+
+from xengrant import __version__
+from xengrant.cli import arguments
+
+__all__ = ["COMMANDS", "command_parser", "whole_parser"]
+
+COMMANDS = {
+    "demo": "see it work, step by step; needs no Xen",
+    "doctor": "what this machine can do, and what to do about the rest",
+    "share": "grant pages to another domain, until interrupted",
+    "map": "map pages that another domain granted, and show them",
+    "cat": "send stdin to another domain over a vchan, and print what it sends",
+    "proxy": "carry connections of a local socket over a vchan, or those of a vchan to a local socket",
+    "block": "serve a disk to a guest, or use one that another domain serves",
+    "ls": "who grants what to whom: the grant tables of other domains, from dom0",
+    "peek": "look into a guest's console or xenstore ring, from dom0",
+    "metrics": "the figures of other domains' grant tables for Prometheus, from dom0",
+    "top": "all domains' grants live, from dom0",
+    "machine": "run an embedded machine, which needs no Xen",
+    "selftest": "run the conformance suite: on an embedded machine by itself, or with an agent in another domain",
+}
+"""Each is a module or a package beside this file, with `configure(parser)` and `run(args) -> exit status`."""
+
+_DESCRIPTION = "Xen grant tables: share memory pages with another domain, and map pages that another shared."
+_EPILOG = """
+xengrant demo                    see it work, no Xen needed
+xengrant doctor                  what this machine can do, and what is missing
+xengrant share --to 2 --pages 4  offer pages; prints their refs
+xengrant map 1 8-11              map and show them, in domain 2
+xengrant cat 1 chat              talk to domain 1 over a vchan
+xengrant ls                      who grants what to whom, in dom0
+"""
+
+
+class _Command(Protocol):
+    def configure(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, but what was typed, perhaps by a script that had it from elsewhere, is escaped where it is said."""
+
+    def error(self, message: str) -> NoReturn:
+        from xengrant.cli.dump import printable
+
+        super().error(printable(message))
+
+
+class _Subparser(_Parser):
+    """A subcommand's, without its arguments until it parses; an action's of a subcommand, which names no `command`."""
+
+    def __init__(self, *args: Any, command: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._command = command
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
+        self.load()
+        return super().parse_known_args(args, namespace)
+
+    def load(self) -> None:
+        """Import the subcommand and let it add its arguments."""
+        if self._command is None:
+            return
+        command = cast("_Command", import_module(f"xengrant.cli.{self._command}"))
+        self._command = None
+        arguments.add_common(self)
+        command.configure(self)
+        self.set_defaults(run=command.run, parser=self)
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """The tool's parser."""
+    return _parsers()[0]
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The same with all that its subcommands take, for whoever looks at it from outside."""
+    parser, subparsers = _parsers()
+    for subparser in subparsers:
+        subparser.load()
+    return parser
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, Sequence[_Subparser]]:
+    parser = _Parser(
+        prog="xengrant",
+        description=_DESCRIPTION,
+        epilog=f"{arguments.examples(_EPILOG)}\n\nxengrant COMMAND --help says more of each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"xengrant {__version__}")
+    arguments.add_common(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Subparser)
+    subparsers = [
+        commands.add_parser(
+            name,
+            help=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            conflict_handler="resolve",
+            command=name,
+        )
+        for name, text in COMMANDS.items()
+    ]
+    parser.set_defaults(url=None, json=False, verbose=False)
+    return parser, subparsers

@@ -1,0 +1,194 @@
+"""Arrow tables in shared pages, as Arrow's IPC stream, written straight into the pages and read in place.
+
+The header is JSON: {"kind": "table", "bytes": 12345}. Messages of a stream are metadata and body: the metadata are
+copied before Arrow looks at them, since the peer may write the pages at any time, and the bodies stay where they are.
+Arrow trusts what lies in a body where it says where something else lies, as the offsets of strings and the indices of
+dictionaries do. So only columns of fixed width are left in place; a table with others is copied first and then checked,
+unless the peer is `trusted`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from xengrant.data.held import Looking, parse_header, share_bytes
+from xengrant.errors import ProtocolError
+from xengrant.memory import PAGE_SIZE
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from xengrant.domain import Domain
+    from xengrant.gntshr import Share
+    from xengrant.gnttab import Mapped
+    from xengrant.meeting import Advertisement
+
+__all__ = ["MappedTable", "SharedTable", "map_table", "share_table"]
+
+_CONTINUES = b"\xff\xff\xff\xff"
+"""Begins each message: then the size of its metadata (i32, little-endian), these, and the body. Arrow, Columnar.rst."""
+
+
+class SharedTable(Looking["pyarrow.Buffer"]):
+    """A table in pages of this domain, advertised to the peer, who may read it only, as tables are."""
+
+    def __init__(self, share: Share, look: Callable[[Any], pyarrow.Buffer], advertisement: Advertisement) -> None:
+        super().__init__(share, look, advertisement)
+        self.share = share
+
+    def __repr__(self) -> str:
+        return f"<SharedTable of {self.share!r}>"
+
+
+class MappedTable(Looking["pyarrow.Table"]):
+    """A table in a peer's pages. `table` and what is made of it look into the pages, unless `copied` is True."""
+
+    def __init__(self, mapped: Mapped, look: Callable[[Any], pyarrow.Table], *, copied: bool) -> None:
+        super().__init__(mapped, look)
+        self.mapped = mapped
+        self.copied = copied
+
+    @property
+    def table(self) -> pyarrow.Table:
+        return self._seen()
+
+    def __repr__(self) -> str:
+        return f"<MappedTable of {self.mapped!r}{', copied' if self.copied else ''}>"
+
+
+def share_table(domain: Domain, peer: int, table: pyarrow.Table | pyarrow.RecordBatch, path: str) -> SharedTable:
+    """Write `table` as an IPC stream into pages that domain `peer` may read, and advertise it at `path`.
+
+    Raises as `Gntshr.share_pages` and `Domain.advertise`.
+    """
+    import pyarrow
+
+    measuring = pyarrow.MockOutputStream()
+    _write(measuring, table)
+    size = measuring.size()
+    share = share_bytes(domain, peer, size, writable=False)
+    try:
+        _write(pyarrow.FixedSizeBufferWriter(pyarrow.py_buffer(share.mapping)), table)
+        header = json.dumps({"kind": "table", "bytes": size})
+        return SharedTable(share, pyarrow.py_buffer, domain.advertise(share, path, header))
+    except BaseException:
+        share.close()
+        raise
+
+
+def _write(sink: Any, table: pyarrow.Table | pyarrow.RecordBatch) -> None:
+    import pyarrow
+
+    with sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write(table)
+
+
+def map_table(
+    domain: Domain, domid: int, path: str, *, trusted: bool = False, timeout: float | None = None
+) -> MappedTable:
+    """Map the table that domain `domid` advertises at `path`, waiting until it does.
+
+    Columns of fixed width are read in place: what the peer writes into them is seen. Others are copied, and checked,
+    unless `trusted`: then they are in place too, and a peer that changes them can have this process crash. Raises
+    `ProtocolError` where the pages hold no table, `TimeoutError`, and as `Gnttab.map`.
+    """
+    found = domain.find_advertised(domid, path, timeout)
+    size = parse_header(found.header, "table").get("bytes")
+    if type(size) is not int or not 0 < size <= len(found.grants) * PAGE_SIZE:
+        raise ProtocolError(f"the peer's table of {size!r:.40} bytes does not lie in its {len(found.grants)} pages")
+    with domain.gnttab() as gnttab:
+        mapped = gnttab.map(found.grants, writable=False)
+    try:
+        copied = not trusted and not _has_fixed_width(_look(mapped.mapping, size, _schema_of))
+        look = _copy_table if copied else _table_of
+        return MappedTable(mapped, lambda mapping: _look(mapping, size, look), copied=copied)
+    except BaseException:
+        mapped.close()
+        raise
+
+
+def _look(mapping: Any, size: int, look: Callable[[memoryview], Any]) -> Any:
+    """What `look` sees in the first bytes of a mapping, or `ProtocolError`, whose traceback has no view in it."""
+    import pyarrow
+
+    try:
+        return look(memoryview(mapping)[:size])
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = f"{error!s:.200}"
+    raise ProtocolError(f"the peer's pages hold no Arrow table: {problem}")
+
+
+def _reader(memory: memoryview) -> pyarrow.RecordBatchStreamReader:
+    import pyarrow
+
+    return pyarrow.ipc.open_stream(pyarrow.PythonFile(_Messages(memory), mode="r"))
+
+
+def _schema_of(memory: memoryview) -> pyarrow.Schema:
+    return _reader(memory).schema
+
+
+def _table_of(memory: memoryview) -> pyarrow.Table:
+    table = _reader(memory).read_all()
+    table.validate()
+    return table
+
+
+def _copy_table(memory: memoryview) -> pyarrow.Table:
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(bytes(memory)).read_all()
+    table.validate(full=True)
+    return table
+
+
+def _has_fixed_width(schema: pyarrow.Schema) -> bool:
+    from pyarrow import types
+
+    def is_fixed(kind: pyarrow.DataType) -> bool:
+        if types.is_struct(kind):
+            return all(is_fixed(kind.field(i).type) for i in range(kind.num_fields))
+        if types.is_fixed_size_list(kind):
+            return is_fixed(kind.value_type)
+        return bool(types.is_primitive(kind) or types.is_decimal(kind) or types.is_fixed_size_binary(kind))
+
+    return all(is_fixed(kind) for kind in schema.types)
+
+
+class _Messages:
+    """A stream of messages for Arrow to read: the bodies in place, everything else as a copy.
+
+    Arrow reads the four bytes that begin a message, four of its size, its metadata, and its body, if it has one.
+    """
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._at = 0
+        self._reads = 0  # of this message
+        self.closed = False
+
+    def read(self, size: int) -> memoryview | bytes:
+        part = self._memory[self._at : self._at + size]
+        self._at += len(part)
+        if self._reads == 3 and size != len(_CONTINUES):  # which no body is long, being padded to 8 bytes
+            self._reads = 0
+            return part
+        if self._reads == 3:
+            self._reads = 0
+        copy = bytes(part)
+        if self._reads == 0 and copy != _CONTINUES:
+            raise OSError("no message begins where one should")
+        self._reads += 1
+        return copy
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self.closed = True
+        self._memory = memoryview(b"")

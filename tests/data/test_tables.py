@@ -1,0 +1,103 @@
+"""Arrow tables in shared pages: in place where a peer cannot make that dangerous, copied where it could."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pyarrow
+import pytest
+
+import xengrant
+from xengrant import data
+
+SOON = 20.0
+
+NUMBERS = pyarrow.table({"a": pyarrow.array([1, None, 3]), "b": pyarrow.array([0.5, 1.5, 2.5], "float32")})
+STRINGS = pyarrow.table({"a": [1, 2, 3], "s": ["one", None, "three"], "l": [[1], [], [2, 3]]})
+
+
+def mapped(mapper: xengrant.Domain, **options: Any) -> data.MappedTable:
+    return data.map_table(mapper, 1, "data/table", timeout=SOON, **options)
+
+
+@pytest.mark.parametrize("table", [NUMBERS, STRINGS, NUMBERS.schema.empty_table()], ids=["numbers", "strings", "empty"])
+def test_table_arrives_as_it_is(granter: xengrant.Domain, mapper: xengrant.Domain, table: pyarrow.Table) -> None:
+    with data.share_table(granter, 2, table, "data/table"):
+        for trusted in (False, True):
+            with mapped(mapper, trusted=trusted) as there:
+                assert there.table.equals(table)
+                assert there.copied == (table is STRINGS and not trusted)
+
+
+def test_batch_is_a_table_too(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    batch = NUMBERS.to_batches()[0]
+    with data.share_table(granter, 2, batch, "data/table"), mapped(mapper) as there:
+        assert there.table.to_batches()[0].equals(batch)
+
+
+def test_numbers_are_read_in_place(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    table = pyarrow.table({"a": pyarrow.array(range(1000), "int64")})
+    with data.share_table(granter, 2, table, "data/table") as here, mapped(mapper) as there:
+        at = bytes(here.share.mapping).find((777).to_bytes(8, "little") + (778).to_bytes(8, "little"))
+        here.share.mapping[at : at + 8] = (-5).to_bytes(8, "little", signed=True)
+        assert there.table["a"][777].as_py() == -5
+
+
+def test_table_in_use_keeps_its_pages(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    with data.share_table(granter, 2, NUMBERS, "data/table"):
+        there = mapped(mapper)
+        column = there.table["b"]
+        with pytest.raises(BufferError):
+            there.close()
+        assert there.table.num_rows == 3
+        assert column[2].as_py() == 2.5
+        del column
+        there.close()
+        with pytest.raises(ValueError, match="closed"):
+            _ = there.table
+
+
+def stream_of(table: pyarrow.Table) -> bytearray:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write(table)
+    return bytearray(sink.getvalue())
+
+
+def try_to_map(granter: xengrant.Domain, mapper: xengrant.Domain, content: bytes, header: str | None = None) -> None:
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, count=2, writable=False) as share:
+        share.mapping[: len(content)] = content
+        said = json.dumps({"kind": "table", "bytes": len(content)}) if header is None else header
+        with granter.advertise(share, "data/table", said), mapped(mapper) as there:
+            there.table.to_pydict()
+
+
+@pytest.mark.parametrize("size", [None, 0, 8193, -1, "9", 1.5, True])
+def test_lying_size(granter: xengrant.Domain, mapper: xengrant.Domain, size: Any) -> None:
+    with pytest.raises(xengrant.ProtocolError):
+        try_to_map(granter, mapper, bytes(stream_of(NUMBERS)), json.dumps({"kind": "table", "bytes": size}))
+
+
+def test_metadata_without_their_mark_are_refused(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    """As before Arrow 0.15: whoever left the mark out could have metadata read in place."""
+    with pytest.raises(xengrant.ProtocolError):
+        try_to_map(granter, mapper, bytes(stream_of(NUMBERS)[4:]))
+
+
+@pytest.mark.parametrize("table", [NUMBERS, STRINGS], ids=["numbers", "strings"])
+def test_lying_pages(granter: xengrant.Domain, mapper: xengrant.Domain, table: pyarrow.Table) -> None:
+    """A table or a ProtocolError, and no crash, whatever bytes are other ones."""
+    chance = random.Random(1)
+    good = stream_of(table)
+    refused = 0
+    for _ in range(50):
+        content = bytearray(good)
+        for _ in range(chance.randrange(1, 5)):
+            content[chance.randrange(len(content))] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
+        try:
+            try_to_map(granter, mapper, bytes(content))
+        except (xengrant.ProtocolError, UnicodeDecodeError):
+            refused += 1
+    assert refused > 5

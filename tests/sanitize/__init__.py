@@ -1,0 +1,1 @@
+"""`_native` under the compiler's sanitizers: `python -m tests.sanitize`."""
