@@ -26,8 +26,10 @@ _PACKAGES = ("python3", "libpython3-dev", "python3-pytest", "python3-hypothesis"
 _PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest.main(sys.argv[1:]))"
 
 # Debian's pytest is older than pyproject.toml asks for, and what lies above tests/native needs no look here.
-_OPTIONS = ("-p", "no:cacheprovider", "-p", "no:unraisableexception", "-c", "/dev/null", "--rootdir=.")
-_OPTIONS += ("--confcutdir=tests/native",)
+_OPTIONS = (
+    *("-p", "no:cacheprovider", "-p", "no:unraisableexception", "-c", "/dev/null"),
+    *("--rootdir=.", "--confcutdir=tests/native"),
+)
 # What qemu-user has not, and the lab's arm64 machine has: MADV_DONTFORK, ioctls of /dev/xen and their errors, and a
 # preloaded library that the host's own compiler makes.
 _NOT_HERE = {
