@@ -19,7 +19,8 @@ __all__ = [
 
 Expected = Mapping[str, tuple[tuple[str, str], ...]]
 """For each role, from which of its steps on what is seen: "late", a time-out, where nothing could tell; "told" that the
-other side is gone; "refused", what it had offered; "whole", since all was done that takes two."""
+other side is gone; "refused", what it had offered; "whole", since all was done that takes two; or "seen": "whole" where
+the other side has seen what was said without an event, else "told"."""
 
 # By the step of the side that is struck. A process has nobody told of its end before it asked the kernel to do so
 # (SET_UNMAP_NOTIFY), nor before it has been found.
@@ -43,13 +44,22 @@ DESTROYED: Expected = {
 
 # By the step of the side that survives. What a killed process offered stands in xenstore and leads nowhere.
 KILLED_MEANWHILE: Expected = {
-    "granter": (("share: open evtchn", "late"), ("notify: advertised", "told"), ("close: xenstore RM", "whole")),
+    "granter": (
+        ("share: open evtchn", "late"),
+        ("notify: advertised", "told"),
+        ("notify: NOTIFY", "seen"),
+        ("close: xenstore RM", "whole"),
+    ),
     "mapper": (
         ("find: open xenbus", "refused"),
         ("map: SET_UNMAP_NOTIFY", "told"),
         ("notify: answered, not said", "whole"),
     ),
-    "server": (("connect: open xenbus", "late"), ("transfer: connected", "told"), ("close: MUNMAP", "whole")),
+    "server": (
+        ("connect: open xenbus", "late"),
+        ("transfer: connected", "told"),
+        ("transfer: published, not told", "whole"),
+    ),
     "client": (
         ("connect: open xenbus", "late"),
         ("connect: xenstore UNWATCH", "told"),
@@ -57,16 +67,17 @@ KILLED_MEANWHILE: Expected = {
     ),
 }
 DESTROYED_MEANWHILE: Expected = {
-    "granter": (("share: open evtchn", "told"), ("close: xenstore RM", "whole")),
+    "granter": (("share: open evtchn", "told"), ("notify: NOTIFY", "seen"), ("close: xenstore RM", "whole")),
     "mapper": (
         ("find: open xenbus", "late"),
         ("find: xenstore UNWATCH", "refused"),
         ("map: open evtchn", "told"),
         ("map: open gntdev", "refused"),
         ("map: SET_UNMAP_NOTIFY", "told"),
+        ("notify: NOTIFY 2", "seen"),
         ("close: MUNMAP", "whole"),
     ),
-    "server": (("connect: open xenbus", "told"), ("close: MUNMAP", "whole")),
+    "server": (("connect: open xenbus", "told"), ("transfer: published, not told", "whole")),
     "client": (("connect: open xenbus", "late"), ("connect: xenstore UNWATCH", "told"), ("close: MUNMAP", "whole")),
 }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xengrant.evtchn import Port
     from xengrant.memory import Mapping
 
-__all__ = ["OTHER", "ROLES", "WHOLE", "EndOfFile"]
+__all__ = ["ANSWER", "OTHER", "ROLES", "WHOLE", "EndOfFile"]
 
 _T = TypeVar("_T")
 
