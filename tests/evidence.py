@@ -31,6 +31,8 @@ TITLES = {
 }
 """The targets of make that keep records, in the order of the page."""
 
+_MOST_ROWS = 100
+
 Cell = str | int | float
 
 
@@ -93,9 +95,24 @@ def tables(records: Iterable[Record]) -> str:
         if own:
             lines += ["", f"## {title}"]
         for record in own:
-            lines += ["", f"{record.machine}, {record.when}, `make {target}`, {record.seconds:g} s:", ""]
-            lines += [_row(record.columns), _row(["---"] * len(record.columns)), *map(_row, record.rows)]
+            columns, rows = _condensed(record)
+            together = f", {len(record.rows)} rows, alike taken together" if len(rows) < len(record.rows) else ""
+            lines += ["", f"{record.machine}, {record.when}, `make {target}`, {record.seconds:g} s{together}:", ""]
+            lines += [_row(columns), _row(["---"] * len(columns)), *map(_row, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _condensed(record: Record) -> tuple[list[str], list[list[Cell]]]:
+    """Columns and rows for readers: of many rows that end with a figure, those that differ in nothing but their first
+    cell and that figure are one, with how many they are and the largest."""
+    if len(record.rows) <= _MOST_ROWS or not isinstance(record.rows[0][-1], (int, float)):
+        return record.columns, record.rows
+    alike: dict[tuple[Cell, ...], list[float]] = {}
+    for row in record.rows:
+        alike.setdefault(tuple(row[1:-1]), []).append(float(row[-1]))
+    first, *rest, last = record.columns
+    rows: list[list[Cell]] = [[len(of), *key, max(of)] for key, of in sorted(alike.items(), key=str)]
+    return [f"{first}s", *rest, f"{last}, at most"], rows
 
 
 def _row(cells: Iterable[Cell]) -> str:

@@ -234,7 +234,7 @@ def a_guest_out_of_grants_is_told(guest: Guest) -> None:
     seconds = time.monotonic() - started
     for step, fault, saw in (
         ("share 5 pages", "gntalloc's limit 4", beyond),
-        ("share until refused", "grant table full", full),
+        ("share until refused; then the module is loaded anew", "grant table full", full),
         ("map 1,000 grants", "maptrack full", maptrack),
     ):
         rows.append(Row(step, fault, "guest", f"{saw[0]}, then all of it", seconds))

@@ -26,3 +26,11 @@ def test_row_of_another_shape_is_refused() -> None:
     table = evidence.Table("faults", "embedded machine", ("step", "fault"))
     with pytest.raises(ValueError, match="1 cells"):
         table.add("map")
+
+
+def test_many_rows_that_are_alike_are_one(tmp_path: Path) -> None:
+    rows = [(f"step {number}", "kill", "PeerClosed", number / 100) for number in range(150)]
+    file = evidence.keep("faults", "embedded machine", ("step", "fault", "saw", "seconds"), rows, 2.0, tmp_path)
+    page = evidence.tables([evidence.Record(**json.loads(file.read_text()))])
+    assert "| steps | fault | saw | seconds, at most |" in page
+    assert "| 150 | kill | PeerClosed | 1.49 |" in page
