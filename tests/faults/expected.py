@@ -32,13 +32,13 @@ KILLED: Expected = {
         ("transfer: connected", "told"),
         ("transfer: published, not told", "whole"),
     ),
-    "client": (("connect: open xenbus", "late"), ("connect: MAP_GRANT_REF 2", "told"), ("close: MUNMAP", "whole")),
+    "client": (("connect: open xenbus", "late"), ("connect: MAP_GRANT_REF 3", "told"), ("close: MUNMAP", "whole")),
 }
 # Destruction clears no byte and sends no event; xenstore tells, but only who waits for somebody that it has found.
 DESTROYED: Expected = {
     "granter": (("share: open evtchn", "late"), ("notify: advertised", "told"), ("close: RELEASE", "whole")),
     "mapper": (("find: open xenbus", "told"), ("notify: NOTIFY 2", "whole")),
-    "server": (("connect: open xenbus", "late"), ("transfer: connected", "told"), ("close: MUNMAP", "whole")),
+    "server": (("connect: open xenbus", "late"), ("transfer: connected", "told"), ("close: xenstore READ", "whole")),
     "client": (("connect: open xenbus", "told"), ("close: MUNMAP", "whole")),
 }
 

@@ -14,8 +14,8 @@ from .programs import Actor, Preload, need
 
 pytestmark = need()
 
-# What no preload library serves: /sys/module and /dev/kmsg.
-NOT_HERE = "share.limit_is_named,share.whole_limit"
+# What no preload library serves: /sys/module and /dev/kmsg; and whose page local memory is, which the kernel looks up.
+NOT_HERE = "share.limit_is_named,share.whole_limit,copy.mapped_destination"
 
 SUITE = 240.0  # seconds, where it takes some fifteen
 

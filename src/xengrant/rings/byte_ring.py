@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ByteReader", "ByteWriter", "ConsoleRing", "RingLayout", "XenstoreRing"]
 
-_NOTHING = memoryview(bytearray())
-
 
 class RingLayout(NamedTuple):
     """Where one ring lies in its page: its bytes (a power of two of them), and its two indices of 32 bits."""
@@ -84,7 +82,7 @@ class ByteReader:
         writes there too.
         """
         at, length = self._ring.peek()
-        return memoryview(self._page)[at : at + length].toreadonly() if length else _NOTHING.toreadonly()
+        return memoryview(self._page)[at : at + length].toreadonly() if length else memoryview(b"")
 
     def consume(self, count: int) -> None:
         """Acknowledge `count` bytes: the producer may use their room. `ValueError` for more than were seen."""
@@ -127,7 +125,7 @@ class ByteWriter:
         What lies there is stale or the consumer's doing. Filled from its start, it is shown by `commit`.
         """
         at, length = self._ring.reserve()
-        return memoryview(self._page)[at : at + length] if length else _NOTHING
+        return memoryview(self._page)[at : at + length] if length else memoryview(bytearray())
 
     def commit(self, count: int) -> None:
         """Show the consumer the first `count` bytes of the room. `ValueError` for more than was seen free."""

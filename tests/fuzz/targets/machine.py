@@ -107,8 +107,10 @@ class _Connection:
 
     def send(self, sent: bytes, fds: int = 0) -> None:
         with contextlib.suppress(ConnectionError, BlockingIOError):
-            ancillary = wire.rights([self.sock.fileno()] * fds)
-            self.sock.sendmsg([sent], ancillary)
+            try:
+                self.sock.sendmsg([sent], wire.rights([self.sock.fileno()] * fds))
+            except PermissionError:  # from Linux 6.16 on: the machine takes no descriptors
+                self.sock.sendmsg([sent])
 
     def ask(self, kind: Kind, body: bytes) -> int | None:
         """The result; None where the machine ended the connection, or nobody knows what it answers."""
