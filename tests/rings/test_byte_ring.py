@@ -313,3 +313,19 @@ def test_a_page_that_may_only_be_read_is_no_end(machine: Machine) -> None:
             with pytest.raises((TypeError, BufferError)):
                 make(mapped.mapping)
         assert load32(mapped.mapping, ConsoleRing.TO_BACK.prod) == 0
+
+
+@kinds
+@directions
+def test_an_empty_view_is_ones_own(kind: str, ring: str) -> None:
+    """Leaving a `with` block on it releases it, and nobody else's."""
+    page = bytearray(PAGE_SIZE)
+    writer, reader = ends(page, KINDS[kind], ring)
+    for _ in range(2):
+        with reader.peek() as empty:
+            assert len(empty) == 0
+    put(page, KINDS[kind], ring, 0, getattr(KINDS[kind], ring.upper()).size)
+    writer, reader = ends(page, KINDS[kind], ring)
+    for _ in range(2):
+        with writer.reserve() as full:
+            assert len(full) == 0
