@@ -62,7 +62,7 @@ KILLED_MEANWHILE: Expected = {
     ),
     "client": (
         ("connect: open xenbus", "late"),
-        ("connect: xenstore UNWATCH", "told"),
+        ("connect: MUNMAP", "told"),
         ("transfer: 200 bytes written", "whole"),
     ),
 }

@@ -137,13 +137,18 @@ class Client:
         return reply
 
     def close(self) -> None:
+        self._abandon()
+        self._drop_exchange()
+
+    def _abandon(self) -> None:
+        """What came with a reply stays: a call that the fork came into may have it by now."""
         self.closed = self.dead = True
         self.sock.close()
+
+    def _drop_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
         for fd in exchange.descriptors() if exchange else ():
             os.close(fd)
-
-    _abandon = close
 
     def gone(self) -> InterfaceUnavailable:
         """The error that says that the machine hung up."""
@@ -170,6 +175,7 @@ class Client:
         except OSError:
             if not self.closed:
                 raise
+            self._drop_exchange()
             raise self.gone() from None  # meanwhile, in a child that a signal handler forked
         self._exchange = None
         if not complete:

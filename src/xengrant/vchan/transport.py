@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import warnings
 from asyncio import constants, transports
 from collections import deque
@@ -77,6 +78,7 @@ class VchanTransport(transports._FlowControlMixin):
         self._port = port
         self._held = held
         self._released = False
+        self._owner = os.getpid()  # whose it is: a forked child's copy is nobody's
         self._peer = peer
         self._on_end = on_end
         self._unsent: deque[memoryview] = deque()
@@ -122,7 +124,7 @@ class VchanTransport(transports._FlowControlMixin):
         return f"<{type(self).__name__} {role} to domain {domid} at {path}, {state}, {self._unsent_size} bytes unsent>"
 
     def __del__(self) -> None:
-        if not self._released and not self._channel.closed:  # by a fork
+        if not self._released and os.getpid() == self._owner:
             warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self, stacklevel=2)
             with contextlib.suppress(Exception):
                 self._release()
