@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NoAgentError", "Runner", "Victim", "together"]
 
+_RECLAIMED = 15.0  # seconds
+
 
 class NoAgentError(Exception):
     """Nobody serves the peer's halves."""
@@ -114,10 +116,10 @@ class Runner:
         return self._result(case, started, outcome, text)
 
     def _left_behind(self, before: Mapping[str, int]) -> str:
-        """What the machine has more of than before; deferred pages may need a moment."""
+        """What the machine has more of than before; deferred pages need some time, 100 of them a second."""
         if self._counts is None:
             return ""
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + _RECLAIMED
         while True:
             more = {what: count for what, count in self._counts().items() if count > before.get(what, 0)}
             if not more or time.monotonic() > deadline:

@@ -286,7 +286,7 @@ class FrontEndJumps(Case):
                 ("6", XenbusState.CLOSED),
                 ("1", XenbusState.INIT_WAIT),
                 ("", XenbusState.CLOSED),
-                ("9", XenbusState.CLOSING),
+                ("9", XenbusState.CLOSED),  # after CLOSING, which nobody need see
             ):
                 here.step(f"jumping to {jump!r}")
                 await pv.create(store, slot, halves="front")
