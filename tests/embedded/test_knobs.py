@@ -35,7 +35,8 @@ def test_one_request_fails_when_it_was_asked_for(opened: Open, machine: Machine,
     _, mine = share(device, 2)
     machine.fail(1, "gntalloc", errno.EIO)
     mine.close()  # what gives back does not fail
-    machine.fail(1, "gntalloc", 0)
+    assert machine.fail(1, "gntalloc", 0)
+    assert not machine.fail(1, "gntalloc", 0)
     alloc(device, 2, writable=writable)
 
 

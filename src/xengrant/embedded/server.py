@@ -106,12 +106,13 @@ class MachineServer:
     def create(self, domid: int, name: str | None = None, **settings: Any) -> None:
         self.hypervisor.create(domid, name, _changed(self.hypervisor.settings, settings))
 
-    def configure(self, domid: int, **settings: Any) -> None:
-        """Change settings of a domain that runs."""
+    def configure(self, domid: int, **settings: Any) -> dict[str, Any]:
+        """Change settings of a domain that runs; returns what they were."""
         domain = self._domain(domid)
         if fixed := settings.keys() & _FIXED:
             raise ValueError(f"{', '.join(sorted(fixed))}: fixed when a domain is created")
-        domain.settings = _changed(domain.settings, settings)
+        before, domain.settings = domain.settings, _changed(domain.settings, settings)
+        return {name: getattr(before, name) for name in settings}
 
     def destroy(self, domid: int) -> None:
         self.hypervisor.destroy(domid)
@@ -131,17 +132,17 @@ class MachineServer:
             if connection.domain is domain:
                 connection.stream.close()
 
-    def fail(self, domid: int, device: str, number: int, after: int) -> None:
-        """Have one request of the domain's `device` fail; `number` 0 takes that back."""
+    def fail(self, domid: int, device: str, number: int, after: int) -> bool:
+        """Have one request of the domain's `device` fail, or with `number` 0 none; whether one was to fail before."""
         domain = self._domain(domid)
         if device not in wire.DEVICES or device in ("kernel", "control"):
             raise ValueError(f"no requests of {device!r} fail: gntalloc, gntdev, evtchn, privcmd or xenbus")
         if after < 0:
             raise ValueError(f"after {after} requests")
-        if not number:
-            domain.failures.pop(device, None)
-            return
-        domain.failures[device] = Failure(number, after)
+        waited = domain.failures.pop(device, None) is not None
+        if number:
+            domain.failures[device] = Failure(number, after)
+        return waited
 
     def parameter(self, domid: int, module: str, name: str) -> str | None:
         if not isinstance(module, str):
