@@ -1,0 +1,46 @@
+"""Each page of the documentation does what it says, from its first block to its last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.docs import blocks
+from tests.docs.parsing import RUN, blocks_of
+
+ROOT = Path(__file__).parents[2]
+
+ELSEWHERE = {
+    "docs/data.md": "tests/data/test_docs.py",
+    "docs/grant-table.md": "tests/library/test_docs.py",
+    "docs/pv.md": "tests/pv/test_docs.py",
+    "docs/pv-block.md": "tests/cli/test_block_docs.py",
+    "docs/rings.md": "tests/rings/test_docs.py",
+}
+"""Pages whose programs have a test of their own, which knows what else they need."""
+
+NOT_RUN: dict[str, dict[str, int]] = {}
+"""For each page, how many of its blocks need what is not here, by what that is: a new one is a decision."""
+
+
+def _pages() -> list[str]:
+    paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    written = [path for path in paths if any(block.language in RUN for block in blocks_of(path))]
+    return sorted(str(path.relative_to(ROOT)) for path in written)
+
+
+@pytest.mark.parametrize("name", [name for name in _pages() if name not in ELSEWHERE])
+def test_a_page_does_what_it_says(name: str) -> None:
+    blocks.run(ROOT / name)
+
+
+def test_what_is_not_run_is_known() -> None:
+    found = {name: dict(Counter(blocks.not_run(ROOT / name))) for name in _pages()}
+    assert {name: needs for name, needs in found.items() if needs} == NOT_RUN
+
+
+def test_pages_run_elsewhere_are_there() -> None:
+    assert set(ELSEWHERE) <= set(_pages())
+    assert [test for test in ELSEWHERE.values() if not (ROOT / test).exists()] == []
