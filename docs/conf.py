@@ -52,10 +52,9 @@ autodoc_typehints = "signature"
 autodoc_default_options = {
     "members": True,
     "undoc-members": True,
-    "show-inheritance": True,
     # Members of bases that have no place of their own in the reference; those of these do, or are Python's.
-    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,Exception,OSError,ValueError,GrantError,"
-    "AbstractServer,Transport,ReadTransport,WriteTransport,Backend,Frontend,Device",
+    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,BaseException,"
+    "AbstractServer,_FlowControlMixin,Backend,Frontend,Device",
 }
 add_module_names = False
 python_display_short_literal_types = True
@@ -101,6 +100,17 @@ NAMED = {
     "xengrant.xenstore_async": ("AsyncTransaction", "AsyncWatch"),
 }
 """What public calls take and give, and nobody imports: in the reference under the names of their modules."""
+
+
+NOT_CALLED = {
+    "Advertisement", "AsyncDomain", "AsyncEventChannels", "AsyncPeer", "AsyncPort", "AsyncTransaction",
+    "AsyncWatch", "AsyncXenStore", "BackendDevice", "Connection", "Device", "Disk", "Domain", "EventChannels",
+    "ForeignGrantTable", "FrontendDevice", "Gntshr", "Gnttab", "Grantable", "Granted", "Here", "Looking", "Mapped",
+    "MappedArray", "MappedTable", "Mapping", "Page", "Peer", "Port", "Share", "SharedArray", "SharedTable",
+    "Snapshot", "System", "Transaction", "Vchan", "VchanServer", "VchanTransport", "VectoredDisk", "Watch",
+    "XenStore",
+}
+"""Classes whose objects come from a call of something else."""
 
 
 def public_names() -> Iterator[str]:
@@ -160,12 +170,15 @@ def _nothing_is_forgotten(app: Sphinx, env: BuildEnvironment) -> None:
         logging.getLogger(__name__).warning("%s is public, and not in docs/reference", name)
 
 
-def _not_made_by_programs(
+def _what_a_program_writes(
     app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Programs get these objects of a `Domain`, and never call the class."""
-    made_of = r"\b(Device|System|Events)\b"
-    return ("", returns) if what == "class" and signature and re.search(made_of, signature) else None
+    """No arguments of classes that programs do not call; and which port it is that an interface binds."""
+    if what == "class" and name.rpartition(".")[2] in NOT_CALLED:
+        return "", returns
+    if returns == "_P" and ".bind_" in name:
+        return signature, "AsyncPort" if "Async" in name else "Port"
+    return None
 
 
 def _link_within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
@@ -179,6 +192,6 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", _link_to_public_name)
     app.connect("autodoc-process-bases", _only_known_bases)
     app.connect("autodoc-process-docstring", _say_no_more)
-    app.connect("autodoc-process-signature", _not_made_by_programs)
+    app.connect("autodoc-process-signature", _what_a_program_writes)
     app.connect("source-read", _link_within_the_site)
     app.connect("env-check-consistency", _nothing_is_forgotten)

@@ -31,14 +31,14 @@ NOT_LIBRARY = {"xengrant.abi", "xengrant.cli", "xengrant.devices", "xengrant.rin
 
 
 def _declared() -> set[str]:
-    """What the reference has an autodoc directive for."""
+    """What the reference has a directive for."""
     found: set[str] = set()
     for page in (DOCS / "reference").glob("*.md"):
         module = ""
         for line in page.read_text().splitlines():
             if match := re.match(r"\.\. currentmodule:: (\S+)", line):
                 module = match[1]
-            elif match := re.match(r"\.\. auto(?:class|data|exception|function):: (\w+)$", line):
+            elif match := re.match(r"\.\. (?:auto(?:class|exception|function)|py:data):: (\w+)$", line):
                 found.add(f"{module}.{match[1]}")
     return found
 
