@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
-	test-freethreaded bench bench-table bench-vchan bench-start screenshots wheel dist check-dist test-aarch64 clean
+	test-freethreaded bench bench-table bench-vchan bench-start screenshots pictures docs wheel dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
@@ -88,6 +88,17 @@ bench-start: $(READY)  ## how long `xengrant --help` takes
 
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
+
+pictures: $(READY)  ## the drawings in docs/images, by docs/pictures.py
+	$(BIN)/python docs/pictures.py
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation's site in build/docs; a warning fails it
+	$(BIN)/python -m sphinx -q -W --keep-going -n -E -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -42,12 +42,17 @@ _MAX_COUNT = 1 << 32
 
 
 class Grantable(Protocol):
-    """A page that a table can grant: from `hold` to `drop` it is not given back."""
+    """A page that a table can grant: from `hold` to `drop` it is not given back. `Page` is one."""
 
     @property
-    def frame(self) -> int: ...
-    def hold(self) -> None: ...
-    def drop(self) -> None: ...
+    def frame(self) -> int:
+        """Its frame number in the domain."""
+
+    def hold(self) -> None:
+        """A grant begins."""
+
+    def drop(self) -> None:
+        """A grant has ended."""
 
 
 class NewFrames(NamedTuple):

@@ -113,6 +113,7 @@ class Machine:
 
     @property
     def directory(self) -> str:
+        """Where its sockets are."""
         return str(self._directory.path)
 
     @property
