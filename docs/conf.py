@@ -57,6 +57,7 @@ autodoc_default_options = {
     "AbstractServer,_FlowControlMixin,Backend,Frontend,Device",
 }
 add_module_names = False
+python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 toc_object_entries_show_parents = "hide"
 
@@ -173,11 +174,13 @@ def _nothing_is_forgotten(app: Sphinx, env: BuildEnvironment) -> None:
 def _what_a_program_writes(
     app: Sphinx, what: str, name: str, value: object, options: object, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """No arguments of classes that programs do not call; and which port it is that an interface binds."""
+    """No arguments of classes that programs do not call; which port an interface binds; and which `Device` is meant."""
     if what == "class" and name.rpartition(".")[2] in NOT_CALLED:
         return "", returns
     if returns == "_P" and ".bind_" in name:
         return signature, "AsyncPort" if "Async" in name else "Port"
+    if signature and name.startswith("xengrant.pv."):
+        return re.sub(r"(?<![\w.])Device\b", "xengrant.pv.Device", signature), returns
     return None
 
 
