@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
-	test-freethreaded bench bench-table bench-vchan bench-start screenshots pictures docs wheel dist check-dist test-aarch64 clean
+	test-freethreaded bench bench-table bench-vchan bench-start screenshots pictures docs check-docs wheel dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
@@ -99,6 +99,9 @@ $(VENV)/.docs: $(READY)
 docs: $(VENV)/.docs  ## the documentation's site in build/docs; a warning fails it
 	$(BIN)/python -m sphinx -q -W --keep-going -n -E -d build/doctrees docs build/docs
 	@echo "open build/docs/index.html"
+
+check-docs: $(READY)  ## README and the tutorial, literally, in a clean clone; without make test and the lab by SKIP=tests,lab
+	$(BIN)/python -m tests.docs.newcomer --skip "$(SKIP)"
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

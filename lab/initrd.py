@@ -20,7 +20,7 @@ from lab.releases import Release
 
 __all__ = ["Luggage", "write"]
 
-_EXPORTED = ("src", "lab", "tests", "benchmarks", "examples")
+_EXPORTED = ("src", "lab", "tests", "benchmarks", "examples", "docs", "README.md")
 _NOISE = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
 _INIT = paths.LAB / "init"
 _NOT_TESTED = re.compile(_NOISE.pattern[:-2] + r"|dist|venv|node_modules)$")
@@ -65,7 +65,7 @@ def _dom0(archive: CpioWriter, release: Release, request: dict[str, object], *, 
     for directory in ("results", "var/log/xen", "var/lib/xen"):
         archive.directory(directory)
     for name in _EXPORTED:
-        if (paths.CHECKOUT / name).is_dir():
+        if (paths.CHECKOUT / name).exists():
             archive.tree(f"opt/project/{name}", paths.CHECKOUT / name, _wanted)
     if extension := programs.extension(release.architecture):
         archive.tree(f"opt/project/src/xengrant/{extension.name}", extension)

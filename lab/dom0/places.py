@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 PROJECT = Path("/opt/project")
-"""A snapshot of the checkout: src, lab, tests, benchmarks, examples, and bin (the host's build/lab/bin)."""
+"""A snapshot of the checkout, without what is not needed here; and bin, which is the host's build/lab/bin."""
 
 BIN = PROJECT / "bin"
 """Programs built on the host for this run; guests have them in /opt/bin, which is on their PATH."""

@@ -48,7 +48,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from tests.docs.parsing import Block, Command, Options, PageError, blocks_of, commands_of, pattern_of
@@ -133,8 +133,8 @@ class _Process:
 class _Reader:
     """Who reads a page: a directory, terminals, an embedded machine, and what runs in the background."""
 
-    def __init__(self, page: Path, directory: Path, machine: Machine) -> None:
-        self._page, self._directory, self._machine = page, directory, machine
+    def __init__(self, page: Path, directory: Path, machine: Machine, say: Callable[[str], None]) -> None:
+        self._page, self._directory, self._machine, self._say = page, directory, machine, say
         self._running: list[tuple[_Process, str, int]] = []  # the key that ends it, the line that started it
         self._staying: dict[str, _Process] = {}  # by terminal
         self._last: _Process | None = None
@@ -195,6 +195,7 @@ class _Reader:
             self._program(block)
 
     def _program(self, block: Block) -> None:
+        self._say(f"{self._page}:{block.line}: {block.language}")
         program = self._directory / "work" / f".line-{block.line}"
         program.write_text(self.here(block.text))
         argv = [sys.executable, "-W", "error"]
@@ -207,6 +208,7 @@ class _Reader:
     def _type(self, block: Block) -> None:
         options, commands = block.options, commands_of(block)
         for command in commands:
+            self._say(f"{self._page}:{block.line}: $ {command.typed}")
             last = command is commands[-1]
             process = self._bash(command, options)
             if command.background:
@@ -314,12 +316,15 @@ def _programs(page: Path, here: Collection[str]) -> Iterator[Block]:
         yield held
 
 
-def run(page: Path, here: Collection[str] = ()) -> None:
-    """Run a page; `here` is what there is of what blocks may need. PageError says what is not as the page says."""
+def run(page: Path, here: Collection[str] = (), say: Callable[[str], None] = lambda text: None) -> None:
+    """Run a page; `here` is what there is of what blocks may need, and `say` is told what is run, as it is.
+
+    PageError says what is not as the page says.
+    """
     with tempfile.TemporaryDirectory(prefix="page-") as directory, Machine(reclaim_interval=0.01) as machine:
         machine.create(1)
         machine.create(2)
-        reader = _Reader(page, Path(directory), machine)
+        reader = _Reader(page, Path(directory), machine, say)
         try:
             for block in _programs(page, here):
                 reader.do(block)
@@ -340,7 +345,7 @@ def main() -> None:
     args = parser.parse_args()
     for page in args.page:
         try:
-            run(page, re.split(r",\s*", args.here))
+            run(page, re.split(r",\s*", args.here), lambda text: print(text, flush=True))
         except PageError as error:
             sys.exit(str(error))
 
