@@ -54,7 +54,7 @@ autodoc_default_options = {
     "members": True,
     "undoc-members": True,
     # Members of bases that have no place of their own in the reference; those of these do, or are Python's.
-    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,BaseException,"
+    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,BaseException,OSError,"
     "AbstractServer,_FlowControlMixin,Backend,Frontend,Device",
 }
 add_module_names = False
