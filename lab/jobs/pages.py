@@ -14,7 +14,7 @@ from lab.dom0 import PROJECT, SITE, Guest
 from tests.docs.parsing import blocks_of
 
 SECONDS = 120.0
-PROGRAMS = Path("/run/pages")
+PROGRAMS = Path("/opt/pages")
 PAIRS = [("granter.py", "mapper.py")]
 if SITE.exists():
     PAIRS.append(("frame.py share", "frame.py map"))
