@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -67,12 +68,12 @@ html_copy_source = False
 html_show_sphinx = False
 
 PAGES = {
-    "CHANGELOG.md": "site/changelog",
-    "CONTRIBUTING.md": "site/contributing",
-    "SECURITY.md": "site/reporting",
-    "lab/README.md": "site/lab",
+    "site/changelog": "CHANGELOG.md",
+    "site/contributing": "CONTRIBUTING.md",
+    "site/lab": "lab/README.md",
+    "site/reporting": "SECURITY.md",
 }
-"""Files of the checkout that are pages of this site."""
+"""Pages of this site that are files elsewhere in the checkout."""
 
 PUBLIC = (
     "xengrant",
@@ -80,6 +81,7 @@ PUBLIC = (
     "xengrant.embedded",
     "xengrant.pv",
     "xengrant.pv.block",
+    "xengrant.pytest",
     "xengrant.rings.byte_ring",
     "xengrant.rings.byte_ring_look",
     "xengrant.rings.rpc",
@@ -105,11 +107,11 @@ NAMED = {
 
 NOT_CALLED = {
     "Advertisement", "AsyncDomain", "AsyncEventChannels", "AsyncPeer", "AsyncPort", "AsyncTransaction",
-    "AsyncWatch", "AsyncXenStore", "BackendDevice", "Connection", "Device", "Disk", "Domain", "EventChannels",
-    "ForeignGrantTable", "FrontendDevice", "Gntshr", "Gnttab", "Grantable", "Granted", "Here", "Looking", "Mapped",
-    "MappedArray", "MappedTable", "Mapping", "Page", "Peer", "Port", "Share", "SharedArray", "SharedTable",
-    "Snapshot", "System", "Transaction", "Vchan", "VchanServer", "VchanTransport", "VectoredDisk", "Watch",
-    "XenStore",
+    "AsyncWatch", "AsyncXenStore", "BackendDevice", "Connection", "Device", "Disk", "Domain", "Domains",
+    "EventChannels", "Faults", "ForeignGrantTable", "FrontendDevice", "Gntshr", "Gnttab", "Grantable", "Granted",
+    "Here", "Looking", "Mapped", "MappedArray", "MappedTable", "Mapping", "Page", "Peer", "Port", "Share",
+    "SharedArray", "SharedTable", "Snapshot", "System", "Transaction", "Vchan", "VchanServer", "VchanTransport",
+    "VectoredDisk", "Watch", "XenStore",
 }
 """Classes whose objects come from a call of something else."""
 
@@ -184,11 +186,26 @@ def _what_a_program_writes(
     return None
 
 
-def _link_within_the_site(app: Sphinx, page: str, source: list[str]) -> None:
-    """Files outside docs/ that are pages here; a folder of the checkout is none."""
-    for file, here in PAGES.items():
-        source[0] = source[0].replace(f"](../{file})", f"](/{here}.md)")
-    source[0] = re.sub(r"\[([^]]*/)\]\(\.\./[\w/]*\)", r"`\1`", source[0])
+def _read_page(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links as the site has them: files outside docs/ may be pages here, and a folder of the checkout is but a name."""
+    file = CHECKOUT / PAGES.get(page, f"docs/{page}.md")
+    pages = {name: here for here, name in PAGES.items()}
+
+    def here(link: re.Match[str]) -> str:
+        target = (file.parent / link["path"]).resolve()
+        if not target.exists() or CHECKOUT not in target.parents:
+            return link[0]
+        name = target.relative_to(CHECKOUT).as_posix()
+        if target.is_dir():
+            return f"`{link['words']}`"
+        if name in pages:
+            return f"[{link['words']}](/{pages[name]}.md{link['anchor'] or ''})"
+        if name.startswith("docs/"):
+            return f"[{link['words']}](/{name.removeprefix('docs/')}{link['anchor'] or ''})"
+        return f"[{link['words']}]({os.path.relpath(target, (CHECKOUT / 'docs' / page).parent)})"
+
+    text = file.read_text() if page in PAGES else source[0]
+    source[0] = re.sub(r"(?<!!)\[(?P<words>[^]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)", here, text)
 
 
 def setup(app: Sphinx) -> None:
@@ -196,5 +213,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", _only_known_bases)
     app.connect("autodoc-process-docstring", _say_no_more)
     app.connect("autodoc-process-signature", _what_a_program_writes)
-    app.connect("source-read", _link_within_the_site)
+    app.connect("source-read", _read_page)
     app.connect("env-check-consistency", _nothing_is_forgotten)

@@ -17,6 +17,7 @@ ELSEWHERE = {
     "docs/grant-table.md": "tests/library/test_docs.py",
     "docs/pv.md": "tests/pv/test_docs.py",
     "docs/pv-block.md": "tests/cli/test_block_docs.py",
+    "docs/pytest.md": "tests/plugin/test_docs.py",
     "docs/rings.md": "tests/rings/test_docs.py",
 }
 """Pages whose programs have a test of their own, which knows what else they need."""
