@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 from lab.dom0 import PROJECT, SITE, Guest
+from lab.dom0.places import LIBRARIES
 from tests.docs.parsing import blocks_of
 
 SECONDS = 120.0
-PROGRAMS = Path("/run/pages")
+PROGRAMS = Path("/opt/pages")
 PAIRS = [("granter.py", "mapper.py")]
 if SITE.exists():
     PAIRS.append(("frame.py share", "frame.py map"))
@@ -29,6 +30,7 @@ def main() -> None:
     files: dict[str, Path | bytes] = {str(PROGRAMS): PROGRAMS}
     if SITE.exists():
         files[str(SITE)] = SITE
+        files[f"{LIBRARIES}/libstdc++.so.6"] = LIBRARIES / "libstdc++.so.6"  # NumPy's wheel needs it
     with Guest.create("pages", files=files, memory=1024 if SITE.exists() else 256) as guest:
         for granter, mapper in PAIRS:
             _run(guest, in_guest=granter, in_dom0=mapper)
@@ -37,10 +39,11 @@ def main() -> None:
 
 def _run(guest: Guest, *, in_guest: str, in_dom0: str) -> None:
     """Start both; whoever waits for Enter gets it when the other one has ended."""
-    # The guest's Enter comes through a pipe, which opens at once where it is opened for both.
-    guest.check("rm -f /run/enter; mkfifo /run/enter")
+    guest.check("rm -f /run/enter")
+    enter = "(until [ -e /run/enter ]; do sleep 0.1; done; echo) | "
     there = guest.start(
-        f"exec 0<>/run/enter; PYTHONPATH=/opt/xengrant:{SITE} exec python3 -u {PROGRAMS}/{_command(in_guest, 0)}"
+        f"{enter if 'share' in in_guest else ''}"
+        f"PYTHONPATH=/opt/xengrant:{SITE} python3 -u {PROGRAMS}/{_command(in_guest, 0)}"
     )
     with subprocess.Popen(
         [sys.executable, *f"{PROGRAMS}/{_command(in_dom0, guest.domid)}".split()],
@@ -56,8 +59,7 @@ def _run(guest: Guest, *, in_guest: str, in_dom0: str) -> None:
                 said_here = here.communicate("\n", timeout=SECONDS)[0]
             else:
                 said_here = here.communicate(timeout=SECONDS)[0]
-                if "share" in in_guest:
-                    guest.check("echo > /run/enter")
+                guest.check("touch /run/enter")
         finally:
             here.kill()
     status, said_there = there.wait(SECONDS)

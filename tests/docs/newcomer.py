@@ -44,7 +44,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="newcomer-") as name:
         try:
-            newcomer = _Newcomer(Path(name), skipped)
+            newcomer = Newcomer(Path(name), skipped)
             for page in PAGES:
                 newcomer.read(page)
         except PageError as error:
@@ -54,34 +54,35 @@ def main() -> None:
     print(f"{' and '.join(PAGES)} do what they say, in {time.monotonic() - started:.0f} s")
 
 
-class _Newcomer:
+class Newcomer:
     """A directory with a clone in it, a shell there, and what was left out."""
 
     def __init__(self, directory: Path, skipped: set[str]) -> None:
-        self._clone, self._state, self._skipped = directory / "xengrant", directory / "shell", skipped
+        self.clone, self._state, self._skipped = directory / "xengrant", directory / "shell", skipped
         self._environment = _clean_environment(directory)
         self.left_out: list[str] = []
-        print(f"$ git clone {CHECKOUT} {self._clone}", flush=True)
-        subprocess.run(["git", "clone", "--quiet", CHECKOUT, self._clone], check=True, timeout=300)
-        self._state.write_text(f"cd {shlex.quote(str(self._clone))}\n")
+        print(f"$ git clone {CHECKOUT} {self.clone}", flush=True)
+        subprocess.run(["git", "clone", "--quiet", CHECKOUT, self.clone], check=True, timeout=300)
+        self._state.write_text(f"cd {shlex.quote(str(self.clone))}\n")
 
     def read(self, page: str) -> None:
-        for block in blocks_of(self._clone / page):
+        for block in blocks_of(self.clone / page):
             if block.options.needs in IN_CLONE:
                 for command in commands_of(block):
-                    self._type(page, block, command)
-        self._run(["python", "-m", "tests.docs.blocks", page], f"{page}: its other blocks", 1800.0)
+                    self.type(page, block, command)
+        self.run(["python", "-m", "tests.docs.blocks", page], f"{page}: its other blocks", 1800.0)
 
-    def _type(self, page: str, block: Block, command: Command) -> None:
+    def type(self, page: str, block: Block, command: Command) -> None:
+        """Type a command, or leave it out; PageError where it does not do what the page says."""
         where = f"{page}:{block.line}: $ {command.typed}"
         if block.options.needs in self._skipped:
             self.left_out.append(where)
             return
-        output = self._run(["bash", "-c", command.typed], where, IN_CLONE[block.options.needs])
+        output = self.run(["bash", "-c", command.typed], where, IN_CLONE[block.options.needs])
         if command.shown and pattern_of(command.shown).fullmatch(output) is None:
             raise PageError(f"{where}: should have said\n{command.shown}; it said\n{output}")
 
-    def _run(self, argv: list[str], what: str, seconds: float) -> str:
+    def run(self, argv: list[str], what: str, seconds: float) -> str:
         """Run it in the clone's shell, whose `cd` and `export` last; what it printed, which is shown as it comes."""
         print(f"\n{what}", flush=True)
         started = time.monotonic()
