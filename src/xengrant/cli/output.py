@@ -149,12 +149,11 @@ def waiting(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(file: str) -> Iterator[None]:
-    """Errors of the block that name no file name this one."""
+    """What goes wrong in the block goes wrong with this file, whatever others it takes to write it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:
-            error.filename = file
+        error.filename = file
         raise
 
 

@@ -44,6 +44,7 @@ def progress(what: str, total: int | None, unit: Callable[[float], str]) -> Iter
     if sys.stderr.isatty():
         made = _Rich if output.rich_on(sys.stderr) else _Plain
         shown = made(printable(what), total, unit)
+        shown.add(0)
     try:
         yield shown
     finally:
@@ -102,8 +103,8 @@ class _Line(Progress):
         with self._lock:
             self._done += amount
             now = time.monotonic()
-            if now - self._drawn >= _EVERY:
-                self._drawn = now
+            if now - self._drawn >= _EVERY or self._done == self._total:
+                self._drawn = now if self._done else self._drawn
                 self._draw(pace(self._done, self._total, now - self._started, self._unit))
 
     def clear(self) -> None:

@@ -160,7 +160,7 @@ class _Results:
 
 
 def _cases(amount: float) -> str:
-    return f"{amount:.0f} cases" if amount >= 10 or amount == int(amount) else f"{amount:.1f} cases"
+    return f"{amount:.0f}" if amount >= 10 or amount == int(amount) else f"{amount:.1f}"
 
 
 def _chosen(patterns: list[str], without: set[str]) -> list[Case]:
