@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import printable
@@ -36,6 +36,7 @@ from xengrant.testing import (
 from xengrant.testing.here import Kind
 from xengrant.testing.machine import real_kind, real_name
 from xengrant.testing.record import record
+from xengrant.testing.result import Outcome
 
 _KINDS: dict[str, tuple[Kind, ...]] = {"pv": ("pv",), "hvm": ("hvm",), "both": ("pv", "hvm")}
 
@@ -152,7 +153,9 @@ class _Results:
         """The summary, and the exit status."""
         self._shown.clear()
         if self._json:
-            output.emit_json(summary=summary(self._results))
+            outcomes = [result.outcome for result in self._results]
+            counted = {outcome: outcomes.count(outcome) for outcome in get_args(Outcome)}
+            output.emit_json(event="done", summary=summary(self._results), **counted)
         else:
             output.emit(summary(self._results))
         failed = any(result.outcome == "failed" for result in self._results)

@@ -10,7 +10,7 @@ import errno
 from xengrant.abi.grant_table import GNTST_EAGAIN, GNTST_NO_DEVICE_SPACE, GNTST_NO_SPACE, GNTST_OKAY
 from xengrant.errors import GrantTableFull, MapError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "READER_GONE", "TRY_AGAIN", "USAGE", "UsageError", "of"]
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "MEANINGS", "READER_GONE", "TRY_AGAIN", "USAGE", "UsageError", "of"]
 
 DONE = 0
 FAILED = 1
@@ -22,6 +22,16 @@ INTERRUPTED = 130
 """As of a program that SIGINT ended; `hold` has SIGTERM's and SIGHUP's."""
 READER_GONE = 141
 """As of a program that SIGPIPE ended."""
+
+MEANINGS = {
+    str(DONE): "done; what was held until a signal came is given back",
+    str(FAILED): "failed",
+    str(TRY_AGAIN): "try again: somebody was not there yet, or something was busy or used up",
+    str(USAGE): "wrong usage",
+    f"129, {INTERRUPTED}, 143": "interrupted by SIGHUP, SIGINT or SIGTERM before anything was held",
+    str(READER_GONE): "whoever read stdout has gone",
+}
+"""For people who read the manual."""
 
 _PASSING = {errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EADDRINUSE, errno.ENOSPC, errno.ENOMEM, errno.ENFILE}
 # GNTST_OKAY beside an error: the domain's maptrack is full (`MapError`).
