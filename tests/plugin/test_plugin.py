@@ -102,7 +102,9 @@ def test_next(domains):
 
 
 def test_what_others_leave_open_is_not_looked_at(run: Run) -> None:
-    run("def test(domains):\n    open(__file__)\n", passed=1)
+    source = "def test(domains):\n    domains(1)\n    open(__file__)\n"
+    result = run(source, "-W", "always::ResourceWarning", passed=1)
+    result.stdout.fnmatch_lines(["*ResourceWarning: unclosed file*"])
 
 
 def test_marker_has_the_machines_settings(run: Run) -> None:
@@ -166,14 +168,14 @@ def test(domains, xen_faults):
 def test_a_paused_domain_stands_still(run: Run) -> None:
     run(
         """
-def test(domains, xen_faults):
+def test(domains, xen_machine, xen_faults):
     one, = domains(1)
     read = []
     with one.xenstore() as store:
         thread = threading.Thread(target=lambda: read.append(store.read("domid")))
         with xen_faults.paused(one):
             thread.start()
-            assert not read
+            assert xen_machine.status()["domains"][1]["state"] == "paused" and not read
         thread.join(20)
     assert read == [b"1"]
 """,
