@@ -54,7 +54,7 @@ autodoc_default_options = {
     "members": True,
     "undoc-members": True,
     # Members of bases that have no place of their own in the reference; those of these do, or are Python's.
-    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,BaseException,"
+    "inherited-members": "object,tuple,int,str,Enum,Generic,Protocol,BaseException,OSError,"
     "AbstractServer,_FlowControlMixin,Backend,Frontend,Device",
 }
 add_module_names = False
@@ -71,6 +71,7 @@ PAGES = {
     "site/changelog": "CHANGELOG.md",
     "site/contributing": "CONTRIBUTING.md",
     "site/lab": "lab/README.md",
+    "site/readme": "README.md",
     "site/reporting": "SECURITY.md",
 }
 """Pages of this site that are files elsewhere in the checkout."""
@@ -198,6 +199,8 @@ def _read_page(app: Sphinx, page: str, source: list[str]) -> None:
         name = target.relative_to(CHECKOUT).as_posix()
         if target.is_dir():
             return f"`{link['words']}`"
+        if link[0].startswith("!"):
+            return f"![{link['words']}](/{name.removeprefix('docs/')})"
         if name in pages:
             return f"[{link['words']}](/{pages[name]}.md{link['anchor'] or ''})"
         if name.startswith("docs/"):
@@ -205,7 +208,7 @@ def _read_page(app: Sphinx, page: str, source: list[str]) -> None:
         return f"[{link['words']}]({os.path.relpath(target, (CHECKOUT / 'docs' / page).parent)})"
 
     text = file.read_text() if page in PAGES else source[0]
-    source[0] = re.sub(r"(?<!!)\[(?P<words>[^]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)", here, text)
+    source[0] = re.sub(r"!?\[(?P<words>[^]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)", here, text)
 
 
 def setup(app: Sphinx) -> None:
