@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
-	test-freethreaded bench bench-table bench-vchan bench-data bench-start screenshots pictures docs check-docs \
-	wheel dist check-dist test-aarch64 clean
+	test-freethreaded bench bench-table bench-vchan bench-data bench-start screenshots pictures docs check-docs wheel \
+	dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
