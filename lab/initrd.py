@@ -23,7 +23,7 @@ __all__ = ["Luggage", "write"]
 _EXPORTED = ("src", "lab", "tests", "benchmarks", "examples", "docs", "README.md")
 _NOISE = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build)$")
 _INIT = paths.LAB / "init"
-_NOT_TESTED = re.compile(_NOISE.pattern[:-2] + r"|dist|venv|node_modules)$")
+_NOT_TESTED = re.compile(r"/(__pycache__|\.[^/]+|[^/]+\.egg-info|build|dist|venv|node_modules)$")
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def _wanted(path: Path) -> bool:
 
 
 def _is_under_test(path: Path) -> bool:
+    """Of another project, whose directory may have anything in it, sockets and links to nowhere too."""
     return not _NOT_TESTED.search(str(path)) and (path.is_file() or (path.is_dir() and not _is_environment(path)))
 
 

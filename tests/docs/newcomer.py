@@ -1,4 +1,4 @@
-"""`make check-docs`: README and the tutorial as a newcomer takes them, in a clean directory, every command and block.
+"""`make check-docs`: README, tutorial and a guide as a newcomer takes them, in a clean directory, every block.
 
     python -m tests.docs.newcomer                      # all of it: also make test, and the lab, which may need root
     python -m tests.docs.newcomer --skip tests,lab     # without the blocks that need those, which are named at the end
@@ -28,7 +28,7 @@ from pathlib import Path
 from tests.docs.parsing import Block, Command, PageError, blocks_of, commands_of, pattern_of
 
 CHECKOUT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/tutorial.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/howto/test-on-real-xen.md")
 IN_CLONE = {"checkout": 900.0, "tests": 3600.0, "lab": 1200.0}
 """What blocks need that are typed in the clone, and how many seconds each of their commands may take."""
 _KEPT = r"PIP_|\w+_proxy$|XENGRANT_LAB_(MIRROR|CACHE)$"
@@ -36,7 +36,7 @@ _KEPT = r"PIP_|\w+_proxy$|XENGRANT_LAB_(MIRROR|CACHE)$"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.docs.newcomer", description="Try README and the tutorial.")
+    parser = argparse.ArgumentParser(prog="python -m tests.docs.newcomer", description="Try what newcomers read.")
     parser.add_argument("--skip", default="", metavar="WHAT,WHAT", help="leave out blocks that need these: tests, lab")
     skipped = set(filter(None, parser.parse_args().skip.split(",")))
     if not skipped <= {"tests", "lab"}:
@@ -51,7 +51,7 @@ def main() -> None:
             sys.exit(f"\n{error}")
     for what in newcomer.left_out:
         print(f"left out: {what}")
-    print(f"{' and '.join(PAGES)} do what they say, in {time.monotonic() - started:.0f} s")
+    print(f"{', '.join(PAGES)} do what they say, in {time.monotonic() - started:.0f} s")
 
 
 class Newcomer:
