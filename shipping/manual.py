@@ -1,7 +1,7 @@
 """Manual pages: xengrant(1), and one for each subcommand with its actions.
 
 `pages` makes of each parser a docutils document, which docutils' own writer turns into a page. Nothing is
-written twice: what the pages say is what `--help` says.
+written twice: what the pages say is what `--help` and `statuses` say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from docutils import core, nodes
 from docutils.utils import new_document
 from docutils.writers import manpage
+
+from xengrant.cli.statuses import MEANINGS
 
 __all__ = ["pages"]
 
@@ -55,6 +57,7 @@ def _page(parser: argparse.ArgumentParser, summary: str, version: str, others: l
     if deep:
         for action in _subparsers(parser).values():
             document += list(_action(action))
+    document += _section("Exit status", [_definitions([([number], text) for number, text in MEANINGS.items()])])
     document += _section("Environment", [_definitions([([name], text) for name, text in _ENVIRONMENT.items()])])
     document += _section("See also", [nodes.paragraph("", ", ".join(f"{name}(1)" for name in others))])
     text = core.publish_from_doctree(

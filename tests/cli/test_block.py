@@ -102,7 +102,7 @@ def test_two_guests_need_no_dom0(user: Users, image: Path) -> None:
 
 
 def test_a_disk_that_is_not_there_is_told(user: Users, tmp_path: Path) -> None:
-    assert "has no disk xvdb" in one_line(user(1).run("block", "attach", "0", "info"), 1)
+    assert "has no disk xvdb" in one_line(user(1).run("block", "attach", "0", "info"), 2)
     missing = str(tmp_path / "missing")
     assert "No such file" in one_line(user(0).run("block", "serve", missing, "--to", "1"), 1)
 

@@ -359,9 +359,9 @@ def test_what_was_moved_is_told_on_request(user: Users) -> None:
         (["-l", "1", "x", "--write-size", "many"], "not a number"),
     ],
 )
-def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_status_64(user: Users, arguments: list[str], text: str) -> None:
     done = user(2).run("cat", *arguments)
-    assert done.returncode == 2
+    assert done.returncode == 64
     assert text in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
 

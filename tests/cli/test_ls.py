@@ -234,9 +234,9 @@ def test_fields_choose_and_order_what_is_shown(user: Users, machine: Machine) ->
         (["1", "2"], "unrecognized arguments: 2"),
     ],
 )
-def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_status_64(user: Users, arguments: list[str], text: str) -> None:
     done = user(0).run("ls", *arguments)
-    assert done.returncode == 2, done
+    assert done.returncode == 64, done
     assert done.stdout == b""
     assert text in done.stderr.decode()
 

@@ -143,7 +143,7 @@ def test_the_directory_of_a_machine_that_was_killed_can_be_used_again(nobody: Us
 
 
 def test_two_machines_do_not_share_a_directory(nobody: User, machine: Machine) -> None:
-    text = one_line(nobody.run("machine", "--dir", machine.directory), 1)
+    text = one_line(nobody.run("machine", "--dir", machine.directory), 2)
     assert "a machine runs here already" in text
 
 
@@ -158,6 +158,6 @@ def test_a_directory_that_cannot_be_made_is_one_line(nobody: User, tmp_path: Pat
     assert shlex.quote(str(tmp_path)) in text
 
 
-@pytest.mark.parametrize("arguments", [["--lifetime", "xx"], ["--gntalloc-limit", "-1"], ["destroy"], ["destroy", "x"]])
-def test_wrong_usage_is_status_2(nobody: User, arguments: list[str]) -> None:
-    assert nobody.run("machine", *arguments).returncode == 2
+@pytest.mark.parametrize("arguments", [["--lifetime", "xx"], ["--gntalloc-limit", "-1"], ["destroy"]])
+def test_wrong_usage_is_status_64(nobody: User, arguments: list[str]) -> None:
+    assert nobody.run("machine", *arguments).returncode == 64

@@ -53,7 +53,7 @@ def test_the_version_is_printed(nobody: User) -> None:
 
 
 def test_no_command_is_wrong_usage(nobody: User) -> None:
-    assert nobody.run().returncode == 2
+    assert nobody.run().returncode == 64
 
 
 def test_without_xen_the_error_says_what_to_do(nobody: User) -> None:
@@ -77,11 +77,13 @@ def test_the_option_wins_over_the_environment(user: Users, machine: Machine) -> 
     assert '"domid": 5' in share.line()
 
 
-def test_verbose_shows_where_an_error_came_from(user: Users) -> None:
-    done = user(1).run("map", "9", "8", "-v")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr.decode()
-    assert done.stderr.decode().splitlines()[-1].startswith("xengrant: ")
+def test_debug_shows_where_an_error_came_from(user: Users) -> None:
+    for arguments in (["map", "9", "8", "--debug"], ["--debug", "map", "9", "8"]):
+        done = user(1).run(*arguments)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr.decode()
+        assert done.stderr.decode().splitlines()[-1].startswith("xengrant: ")
+    assert "Traceback" not in user(1).run("map", "9", "8", "-v").stderr.decode()
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(user: Users, machine: Machine) -> None:

@@ -188,9 +188,9 @@ def test_a_guest_is_told_why_not(user: Users, tmp_path: Path) -> None:
         (["--listen", "http"], "is not a number"),
     ],
 )
-def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_status_64(user: Users, arguments: list[str], text: str) -> None:
     done = user(0).run("metrics", *arguments)
-    assert done.returncode == 2, done
+    assert done.returncode == 64, done
     assert done.stdout == b""
     assert text in done.stderr.decode()
 
@@ -414,9 +414,9 @@ def test_a_scrape_that_cannot_look_says_why_and_the_next_may(user: Users, machin
 def test_a_port_that_is_taken_is_one_line(user: Users) -> None:
     _, url = served(user(0))
     port = url.rpartition(":")[2].partition("/")[0]
-    assert one_line(user(0).run("metrics", "--listen", port), 1) == f"127.0.0.1:{port}: Address already in use"
+    assert one_line(user(0).run("metrics", "--listen", port), 2) == f"127.0.0.1:{port}: Address already in use"
     wrong = user(0).run("metrics", "--listen", "65536")
-    assert wrong.returncode == 2
+    assert wrong.returncode == 64
     assert wrong.stderr.endswith(b"error: argument --listen: a port is at most 65535\n")
 
 

@@ -304,11 +304,11 @@ def test_a_guest_is_told_that_it_is_for_dom0(user: Users, terminal: Callable[...
 
 def test_without_a_terminal_that_can_paint_it_says_to_use_batch(user: Users, terminal: Callable[..., Terminal]) -> None:
     done = user(0).run("top")
-    assert (done.returncode, done.stdout) == (2, b"")
+    assert (done.returncode, done.stdout) == (64, b"")
     assert b"this is no terminal: write to stdout with -b" in done.stderr
     for name in ("dumb", "no-such-terminal"):
         status, said = terminal(TERM=name).ended()
-        assert status == 2
+        assert status == 64
         assert "write to stdout with -b" in said
 
 
@@ -321,9 +321,9 @@ def test_without_a_terminal_that_can_paint_it_says_to_use_batch(user: Users, ter
         (["--sort", "colour"], "invalid choice"),
     ],
 )
-def test_wrong_usage_is_status_2(user: Users, arguments: list[str], text: str) -> None:
+def test_wrong_usage_is_status_64(user: Users, arguments: list[str], text: str) -> None:
     done = user(0).run("top", "-b", *arguments)
-    assert (done.returncode, done.stdout) == (2, b"")
+    assert (done.returncode, done.stdout) == (64, b"")
     assert text in done.stderr.decode()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import xengrant
 from shipping import manual
+from xengrant.cli import statuses
 from xengrant.cli.commands import COMMANDS, whole_parser
 
 PAGES = manual.pages(whole_parser(), xengrant.__version__)
@@ -62,6 +63,14 @@ def test_every_argument_and_example_is_in_a_page(parser: argparse.ArgumentParser
             assert " ".join(parser._get_formatter()._expand_help(action).split()) in flowing
     for line in (parser.epilog or "").splitlines()[1:]:
         assert line.strip() in page
+
+
+@pytest.mark.parametrize("name", ["xengrant", *(f"xengrant-{name}" for name in COMMANDS)])
+def test_every_exit_status_is_in_each_page(name: str) -> None:
+    flowing = " ".join(_page(name).split())
+    assert "exit status" in flowing.lower()
+    for number, text in statuses.MEANINGS.items():
+        assert f"{number} {text}" in flowing
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))

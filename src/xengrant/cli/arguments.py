@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
-from xengrant.errors import ProtocolError, XenStoreError
+from xengrant.cli.statuses import UsageError
+from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
 
 if TYPE_CHECKING:
     from xengrant.domain import Domain
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_common",
     "add_ring_sizes",
+    "called",
     "count",
     "examples",
     "fields",
@@ -34,6 +36,9 @@ __all__ = [
     "ring_size",
     "seconds",
 ]
+
+
+_DOM0 = ("Domain-0", "dom0")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +56,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--verbose",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="log what is done, and show tracebacks of errors",
+        help="log what is done",
+    )
+    group.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="as --verbose, and show where in the code an error came from",
     )
 
 
@@ -144,6 +155,9 @@ def refs(parser: argparse.ArgumentParser, texts: Sequence[str]) -> list[int]:
 
     if not texts:
         return []
+    for text in texts:
+        if not re.fullmatch(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*", text, re.ASCII):
+            parser.error(f"{text!r} is no ref and no range of refs (unsigned 32-bit): write 8, 8-23 or 8-23,40")
     try:
         grants = meeting.parse(0, "REF", b"0", [text.encode("ascii", "replace") for text in texts])
     except ProtocolError as error:
@@ -164,24 +178,27 @@ def pages_text(pages: int) -> str:
 
 
 def resolve_domid(domain: Domain, text: str) -> int:
-    """The domid that `text` is, or whose name it is; names are dom0's to look up, through xenstore."""
-    if re.fullmatch(r"[0-9]{1,10}", text):
-        domid = int(text)
-        if domid >= DOMID_FIRST_RESERVED:
-            raise ValueError(f"domid {domid} is outside 0..{DOMID_FIRST_RESERVED - 1}")
-        return domid
+    """The domid that `text` is, or that of the domain with that name in dom0's xenstore.
+
+    A guest cannot look names up, but knows dom0's: ``Domain-0``, ``dom0``. Raises `UsageError` for a number that is no
+    domid, `ValueError` where no domain has the name, or several have.
+    """
+    if _is_number(text):
+        return called(text, {})
+    if domain.domid and text in _DOM0:
+        return 0
+    from xengrant.cli.survey import domain_names
+
     with domain.xenstore() as store:
         try:
-            domids = [int(name) for name in store.directory("/local/domain") if name.isdigit()]
-        except XenStoreError:
+            names = domain_names(domain, store)
+        except (XenStoreError, InterfaceUnavailable):
+            if domain.domid == 0:
+                raise
             raise ValueError(f"{text!r} is not a domid, and only dom0 can look domains up by name") from None
-        for domid in domids:
-            try:
-                if store.read(f"/local/domain/{domid}/name") == text.encode():
-                    return domid
-            except XenStoreError:
-                continue
-    raise ValueError(f"there is no domain {text!r}; domids here: {', '.join(map(str, sorted(domids))) or 'none'}")
+    if text == "dom0" and text not in names.values():
+        return 0
+    return called(text, names)
 
 
 def resolve_peer(domain: Domain, text: str) -> int:
@@ -190,3 +207,28 @@ def resolve_peer(domain: Domain, text: str) -> int:
     if domid == domain.domid:
         raise ValueError(f"domain {domid} is this domain: sharing with oneself crashes some kernels, name another")
     return domid
+
+
+def called(text: str, names: Mapping[int, str]) -> int:
+    """The domid that `text` is, there or not, or that of the one domain of `names` that is called so.
+
+    Raises as `resolve_domid`.
+    """
+    if _is_number(text):
+        domid = int(text)
+        if not 0 <= domid < DOMID_FIRST_RESERVED:
+            raise UsageError(f"domid {text} is outside 0..{DOMID_FIRST_RESERVED - 1}")
+        return domid
+    found = [domid for domid, name in names.items() if name == text]
+    if len(found) > 1:
+        raise ValueError(
+            f"{len(found)} domains are called {text!r}, {', '.join(map(str, found))}: say which by its domid"
+        )
+    if not found:
+        there = ", ".join(f"{domid} {name}".rstrip() for domid, name in sorted(names.items()))
+        raise ValueError(f"there is no domain {text!r}; domains here: {there or 'none'}")
+    return found[0]
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]{1,40}", text, re.ASCII) is not None

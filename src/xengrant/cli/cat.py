@@ -8,12 +8,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import xengrant
 from xengrant import vchan
 from xengrant.cli import arguments, output
 from xengrant.cli.dump import printable
+from xengrant.cli.progress import file_size, progress, size
 from xengrant.cli.pump import Pump, client_of, served
 from xengrant.vchan.keys import key_path
 
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "vchan has no half-close: when stdin has ended it goes on reading until the other side closes, or, with -N,\n"
         "closes when the other side has read everything. On a terminal what the other domain sent is escaped."
     )
-    parser.add_argument("domain", metavar="DOMAIN", help="the other domain's id (dom0 may give a name)")
+    parser.add_argument("domain", metavar="DOMAIN", help="the other domain: its domid, or in dom0 its name")
     parser.add_argument(
         "path",
         metavar="PATH",
@@ -67,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(
             "the sizes of the rings are the server's to choose: --read-size and --write-size need --listen"
         )
-    with xengrant.connect(args.url) as domain, contextlib.ExitStack() as opened:
+    with xengrant.connect(args.url) as domain:
         domid = arguments.resolve_peer(domain, args.domain)
-        source = _source(opened)
+        source = sys.stdin.fileno()
         if not args.listen:
             with _connect(args, domain, domid) as channel:
                 return _carry(args, channel, source)
@@ -87,36 +88,39 @@ def run(args: argparse.Namespace) -> int:
 
 def _connect(args: argparse.Namespace, domain: xengrant.Domain, domid: int) -> vchan.Vchan:
     path = key_path(domid, domain.domid, args.path)
-    try:
-        with contextlib.suppress(TimeoutError):
-            return vchan.connect(domid, path, timeout=0, domain=domain)
-        with output.waiting(f"waiting for domain {domid} to serve {path}"):
-            return vchan.connect(domid, path, timeout=args.timeout, domain=domain)
-    except TimeoutError as error:
-        raise output.NobodyThereError(str(error)) from error
-
-
-def _source(opened: contextlib.ExitStack) -> int:
-    """stdin, or where it is closed, an end at once: its number may be one of ours by now."""
-    if sys.stdin is not None:
-        return sys.stdin.fileno()
-    return opened.enter_context(open(os.devnull, "rb")).fileno()
+    with contextlib.suppress(TimeoutError):
+        return vchan.connect(domid, path, timeout=0, domain=domain)
+    with output.waiting(f"waiting for domain {domid} to serve {path}"):
+        return vchan.connect(domid, path, timeout=args.timeout, domain=domain)
 
 
 def _carry(args: argparse.Namespace, channel: vchan.Vchan, source: int) -> int:
     domid, path = channel.domid, channel.path
     terminal = None if args.raw or not sys.stdout.isatty() else _Terminal()
     sink: Callable[[bytes], None] = output.emit_raw if terminal is None else terminal.write
-    pump = Pump(channel, source, sink, ends=args.shutdown)
-    try:
-        pump.run()
-    finally:
-        if terminal is not None:
-            terminal.end()
-        _summarize(args, pump, domid, path)
+    with contextlib.ExitStack() as told:
+        pump = Pump(channel, source, sink, ends=args.shutdown, moved=told.enter_context(_told(source)))
+        try:
+            pump.run()
+        finally:
+            told.close()
+            if terminal is not None:
+                terminal.end()
+            _summarize(args, pump, domid, path)
     if pump.lost:
         raise xengrant.PeerClosed(f"domain {domid} closed the vchan at {path} before it had read all that was sent")
     return 0
+
+
+@contextlib.contextmanager
+def _told(source: int) -> Iterator[Callable[[int, int], object]]:
+    """Whom the pump tells what it moved: a line on stderr, unless somebody types or reads on that terminal."""
+    if os.isatty(source) or sys.stdout.isatty():
+        yield lambda sent, received: None
+        return
+    total = file_size(source)
+    with progress("vchan", total, size) as shown:
+        yield lambda sent, received: shown.add(sent if total is not None else sent + received)
 
 
 def _summarize(args: argparse.Namespace, pump: Pump, domid: int, path: str) -> None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn, Protocol, cast
 
 from xengrant import __version__
-from xengrant.cli import arguments
+from xengrant.cli import arguments, statuses
 
 __all__ = ["COMMANDS", "command_parser", "whole_parser"]
 
@@ -50,12 +51,37 @@ class _Command(Protocol):
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's, but what was typed, perhaps by a script that had it from elsewhere, is escaped where it is said."""
+    """argparse's, but help begins with the examples, which are the epilog, and wrong usage has a status of its own.
+
+    What was typed, perhaps by a script that had it from elsewhere, is escaped where it is said.
+    """
+
+    def format_help(self) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(self.epilog)
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        return formatter.format_help()
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own would drop what stdout does not take, and say nothing; all else is for stderr."""
+        from xengrant.cli import output
+
+        if file is sys.stdout:
+            output.emit_text(message)
+        else:
+            output.say_text(message)
 
     def error(self, message: str) -> NoReturn:
         from xengrant.cli.dump import printable
 
-        super().error(printable(message))
+        self.print_usage(sys.stderr)
+        self.exit(statuses.USAGE, f"{self.prog}: error: {printable(message)}\n")
 
 
 class _Subparser(_Parser):
@@ -97,12 +123,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, Sequence[_Subparser]]:
     parser = _Parser(
         prog="xengrant",
         description=_DESCRIPTION,
-        epilog=f"{arguments.examples(_EPILOG)}\n\nxengrant COMMAND --help says more of each.",
+        epilog=arguments.examples(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"xengrant {__version__}")
     arguments.add_common(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Subparser)
+    commands = parser.add_subparsers(
+        title="commands",
+        description="xengrant COMMAND --help has examples of each, and says more.",
+        metavar="COMMAND",
+        required=True,
+        parser_class=_Subparser,
+    )
     subparsers = [
         commands.add_parser(
             name,
@@ -113,5 +145,5 @@ def _parsers() -> tuple[argparse.ArgumentParser, Sequence[_Subparser]]:
         )
         for name, text in COMMANDS.items()
     ]
-    parser.set_defaults(url=None, json=False, verbose=False)
+    parser.set_defaults(url=None, json=False, verbose=False, debug=False)
     return parser, subparsers

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from xengrant.abi.grant_table import GNTST_GENERAL_ERROR, GNTST_OKAY, NR_RESERVED_ENTRIES
-from xengrant.cli import arguments, output
+from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import escape, printable
 from xengrant.embedded import Machine
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         except (_RefusedError, TimeoutError, EOFError) as error:
             story.fact(str(error), ok=False)
     story.end(time.perf_counter() - started)
-    return 0 if story.failed == 0 else 1
+    return statuses.FAILED if story.failed else statuses.DONE
 
 
 class _RefusedError(Exception):

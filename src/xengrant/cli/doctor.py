@@ -23,7 +23,7 @@ from xengrant import _native
 from xengrant.abi import grant_table as abi
 from xengrant.abi import privcmd
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF, HYPERVISOR_GRANT_TABLE_OP
-from xengrant.cli import arguments, host, output
+from xengrant.cli import arguments, host, output, statuses
 from xengrant.cli.survey import is_domid
 from xengrant.devices import Device, Pointer
 from xengrant.devices.kernel import MODULES
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         _show(findings, usable=usable)
-    return 0 if usable else 1
+    return statuses.DONE if usable else statuses.FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import xengrant
 from xengrant.abi.grant_table import NR_RESERVED_ENTRIES
-from xengrant.cli import arguments, output
+from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import printable
 from xengrant.cli.hold import Hold
 from xengrant.cli.survey import DomainGrants, Survey, domain_names
@@ -92,7 +92,7 @@ def _list_domains(domain: xengrant.Domain, columns: list[str], keys: list[str], 
             problems[grants.problem].append(str(grants.domid))
     for problem, domids in problems.items():
         output.say(f"xengrant: domain {', '.join(domids)}: {problem}")
-    return 1 if problems else 0
+    return statuses.FAILED if problems else statuses.DONE
 
 
 def _list_entries(domain: xengrant.Domain, domid: int, columns: list[str], keys: list[str], *, json: bool) -> int:

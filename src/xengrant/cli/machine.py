@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "What it prints is shell: comments, and exports to paste."
     )
     parser.usage = (
-        f"{parser.prog} [options]\n       {parser.prog} status [options]\n       {parser.prog} destroy [options] DOMID"
+        f"{parser.prog} [options]\n       {parser.prog} status [options]\n       {parser.prog} destroy [options] DOMAIN"
     )
     _add_directory(parser, _default_directory())
     parser.add_argument("--lifetime", choices=("pv", "hvm"), default="pv", help="what the domains are (default pv)")
@@ -89,8 +89,13 @@ def _configure_destroy(parser: argparse.ArgumentParser) -> None:
         "Destroys a domain of the machine in DIR: its processes lose their devices, its xenstore nodes go; peers get\n"
         "no event and keep what they map, as on Xen."
     )
-    parser.add_argument("domid", metavar="DOMID", type=arguments.number)
-    parser.epilog = arguments.examples("xengrant machine destroy 3 --dir /tmp/mine")
+    parser.add_argument("domain", metavar="DOMAIN", help="its domid or name")
+    parser.epilog = arguments.examples(
+        """
+        xengrant machine destroy 3
+        xengrant machine destroy web --dir /tmp/mine
+        """
+    )
     parser.set_defaults(action=_destroy)
 
 
@@ -164,8 +169,10 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _destroy(args: argparse.Namespace) -> int:
-    ask(args.dir, "destroy", domid=args.domid)
+    names = {int(domid): domain["name"] for domid, domain in ask(args.dir, "status")["domains"].items()}
+    domid = arguments.called(args.domain, names)
+    ask(args.dir, "destroy", domid=domid)
     if args.json:
-        output.emit_json(event="destroyed", domid=args.domid)
-    output.say(f"domain {args.domid} is destroyed")
+        output.emit_json(event="destroyed", domid=domid)
+    output.say(f"domain {domid} is destroyed")
     return 0

@@ -6,28 +6,29 @@ import argparse
 import base64
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import xengrant
 from xengrant.cli import arguments, output
 from xengrant.cli.dump import hexdump
 from xengrant.cli.hold import Hold
+from xengrant.cli.progress import progress, size
 
 _CHUNK = 1 << 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "%(prog)s [options] DOMID (REF ... | --at PATH)"
+    parser.usage = "%(prog)s [options] DOMAIN (REF ... | --at PATH)"
     parser.description = (
-        "Maps pages that domain DOMID granted to this one, in the order given, and prints them as hexdump -C does;\n"
+        "Maps pages that DOMAIN granted to this one, in the order given, and prints them as hexdump -C does;\n"
         "bytes of the other domain never reach a terminal as they are. --output writes the bytes themselves."
     )
-    parser.add_argument("domid", metavar="DOMID", help="the domain that granted them (dom0 may give a name)")
+    parser.add_argument("domain", metavar="DOMAIN", help="the domain that granted them: its domid, or in dom0 its name")
     parser.add_argument(
         "refs", metavar="REF", nargs="*", help="refs or ranges: 8, 8-23, 8-23,40 (unsigned 32-bit)"
     )
-    parser.add_argument("--at", metavar="PATH", help="take the refs that DOMID advertises at PATH, waiting for them")
+    parser.add_argument("--at", metavar="PATH", help="take the refs that DOMAIN advertises at PATH, waiting for them")
     parser.add_argument(
         "--timeout", metavar="S", type=arguments.seconds, help="wait at most S seconds (default: for ever)"
     )
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("--output - would write another domain's bytes to a terminal: redirect it, or leave it out")
     data = _read(args.input) if args.input is not None else b""
     with xengrant.connect(args.url) as domain:
-        domid = arguments.resolve_domid(domain, args.domid)
+        domid = arguments.resolve_domid(domain, args.domain)
         grants = [xengrant.Grant(domid, ref) for ref in wanted] or _find(args, domain, domid)
         if len(data) > len(grants) * xengrant.PAGE_SIZE:
             raise ValueError(f"{len(data)} bytes of input do not fit in {arguments.pages_text(len(grants))}")
@@ -119,14 +120,12 @@ def _report(args: argparse.Namespace, domid: int, mapped: xengrant.Mapped) -> No
         "writable": mapped.writable,
     }
     if args.output == "-":
-        for piece in _pieces(mapping):
-            output.emit_raw(piece)
+        _save(mapping, output.emit_raw)
     elif args.output is not None:
-        with open(args.output, "wb") as file:
+        with output.naming(args.output), open(args.output, "wb") as file:
             if file.isatty():
                 raise ValueError(f"{args.output} is a terminal, which another domain's bytes could control")
-            for piece in _pieces(mapping):
-                file.write(piece)
+            _save(mapping, file.write)
         output.say(f"wrote {len(mapping)} bytes to {args.output}")
     if args.json:
         data = {} if args.output else {"base64": base64.b64encode(mapping[:]).decode()}
@@ -134,6 +133,13 @@ def _report(args: argparse.Namespace, domid: int, mapped: xengrant.Mapped) -> No
     elif args.output is None:
         for line in hexdump(_pieces(mapping)):
             output.emit(line)
+
+
+def _save(mapping: xengrant.Mapping, write: Callable[[bytes], object]) -> None:
+    with progress("mapped pages", len(mapping), size) as shown:
+        for piece in _pieces(mapping):
+            write(piece)
+            shown.add(len(piece))
 
 
 def _pieces(mapping: xengrant.Mapping) -> Iterator[bytes]:

@@ -175,7 +175,9 @@ def _write_to(domain: xengrant.Domain, file: str, interval: float | None, *, jso
 
 
 def _write(domain: xengrant.Domain, file: str, *, json: bool) -> None:
-    replace_file(file, b"".join(map(_exposed, families(look(domain)))))
+    content = b"".join(map(_exposed, families(look(domain))))
+    with output.naming(file):
+        replace_file(file, content)
     if json:
         output.emit_json(event="written", output=file)
 

@@ -18,15 +18,18 @@ from typing import Any, TextIO
 from xengrant.cli.dump import printable
 
 __all__ = [
-    "NobodyThereError",
     "ReaderGoneError",
     "emit",
     "emit_json",
     "emit_raw",
     "emit_table",
     "emit_text",
+    "naming",
+    "open_closed",
+    "rich_on",
     "say",
     "say_lines",
+    "say_text",
     "style",
     "symbol",
     "waiting",
@@ -41,10 +44,6 @@ _RICH_FOLDED = 24  # columns that are enough for the last one
 
 class ReaderGoneError(Exception):
     """Whoever read stdout has gone: nothing is left to say."""
-
-
-class NobodyThereError(Exception):
-    """The other end was not there in the time given: try again."""
 
 
 def emit(text: str = "") -> None:
@@ -73,10 +72,28 @@ def emit_raw(data: bytes) -> None:
             pass
 
 
+def open_closed() -> None:
+    """Have stdin, stdout and stderr be something where the caller closed them (``>&-``): /dev/null.
+
+    Else a device that is opened later would have their number, and messages would go there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: its own
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
 def say(text: str) -> None:
     """A message on stderr, which may be gone too."""
-    with contextlib.suppress(OSError):
-        print(printable(text), file=sys.stderr, flush=True)
+    say_text(f"{printable(text)}\n")
+
+
+def say_text(text: str) -> None:
+    """As `say`, without the line's end, and of a text that does a terminal no harm."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:
+        _forget(sys.stderr)
 
 
 def say_lines(pieces: Iterable[str]) -> None:
@@ -88,7 +105,7 @@ def say_lines(pieces: Iterable[str]) -> None:
 def emit_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> None:
     """Aligned columns; a cell whose text is a key of `styles` has that colour."""
     rows = [[_encodable(printable(cell)) for cell in row] for row in rows]
-    if len(rows) <= _RICH_ROWS and _rich_on(sys.stdout) and _rich_table(headers, rows, styles or {}):
+    if len(rows) <= _RICH_ROWS and rich_on(sys.stdout) and _rich_table(headers, rows, styles or {}):
         return
     widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
     for row in [headers, *rows]:
@@ -119,7 +136,7 @@ def symbol(fancy: str, plain: str) -> str:
 @contextlib.contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Say on stderr what is being waited for: a spinner on a terminal that has rich, else one line."""
-    if not _rich_on(sys.stderr):
+    if not rich_on(sys.stderr):
         say(text)
         yield
         return
@@ -128,6 +145,16 @@ def waiting(text: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(printable(text))):
         yield
+
+
+@contextlib.contextmanager
+def naming(file: str) -> Iterator[None]:
+    """What goes wrong in the block goes wrong with this file, whatever others it takes to write it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = file
+        raise
 
 
 def _encodable(text: str) -> str:
@@ -144,11 +171,17 @@ def _encodable(text: str) -> str:
 def _reader_may_go() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
-        # What is still buffered would fail again when the interpreter ends.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise ReaderGoneError from None
+    except OSError as error:
+        _forget(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            raise ReaderGoneError from None
+        raise OSError(error.errno, f"cannot write to stdout: {error.strerror}") from error
+
+
+def _forget(stream: TextIO) -> None:
+    """What is still buffered would fail again when the interpreter ends."""
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _accepted(data: memoryview) -> int:
@@ -200,7 +233,8 @@ def _rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], styles: M
     return True
 
 
-def _rich_on(stream: TextIO) -> bool:
+def rich_on(stream: TextIO) -> bool:
+    """Whether rich may draw there."""
     # rich would still write bold and dim where NO_COLOR is set.
     return _coloured(stream) and importlib.util.find_spec("rich") is not None
 

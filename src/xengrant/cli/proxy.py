@@ -193,7 +193,7 @@ class _Report:
     def failed(self, error: Exception) -> None:
         """A connection whose other side was not to be had."""
         if self._args.once:
-            raise output.NobodyThereError(str(error)) if isinstance(error, TimeoutError) else error
+            raise error
         self._tell(0, 0, 0.0, error)
 
     def ended(self, pump: Pump, error: Exception | None) -> None:

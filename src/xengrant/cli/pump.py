@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from xengrant import vchan
-from xengrant.cli import output
 from xengrant.cli.hold import deferred
 from xengrant.errors import InterfaceClosed, PeerClosed
 
@@ -35,10 +34,19 @@ class Pump:
     """The traffic of one vchan: from the descriptor `source` into it, and out of it into `sink`.
 
     `run` is for the main thread: a signal that raises there ends everything. `sent` and `received` count bytes of the
-    vchan; `lost` says that the peer closed before it had read all that was for it.
+    vchan; `lost` says that the peer closed before it had read all that was for it. `moved` is told of each piece: how
+    many bytes were sent, and how many received.
     """
 
-    def __init__(self, channel: Vchan, source: int, sink: Callable[[bytes], None], *, ends: bool) -> None:
+    def __init__(
+        self,
+        channel: Vchan,
+        source: int,
+        sink: Callable[[bytes], None],
+        *,
+        ends: bool,
+        moved: Callable[[int, int], object] = lambda sent, received: None,
+    ) -> None:
         self.sent = 0
         self.received = 0
         self.lost = False
@@ -47,6 +55,7 @@ class Pump:
         self._source = source
         self._sink = sink
         self._ends = ends
+        self._moved = moved
         self._stopped = False
         self._failure: Exception | None = None
         self._arrived = threading.Condition()
@@ -65,6 +74,7 @@ class Pump:
                 while data := self._channel.read(_CHUNK):
                     self._count(len(data))
                     self._sink(data)
+                    self._moved(0, len(data))
                 if self._channel.buffer_space() < self._channel.write_size:
                     self.lost = True  # never False: the feeder may know better
         finally:
@@ -89,6 +99,7 @@ class Pump:
                     self.lost = True  # `run` saw the peer's end first, and this was still for it
                     return
                 self.sent += len(data)
+                self._moved(len(data), 0)
             if self._ends and not self._stopped:
                 self._channel.wait_drained()
                 self._let_arrive()
@@ -150,9 +161,6 @@ def served(args: argparse.Namespace, domain: Domain, domid: int, path: str) -> I
 
 
 def client_of(channel: Vchan, timeout: float | None) -> None:
-    """Wait for the client, and see to it that it is the only one; `NobodyThereError`."""
-    try:
-        channel.wait_connected(timeout)
-    except TimeoutError as error:
-        raise output.NobodyThereError(str(error)) from error
+    """Wait for the client, and see to it that it is the only one; `TimeoutError`."""
+    channel.wait_connected(timeout)
     channel.hide()

@@ -9,11 +9,13 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
-from xengrant.cli import arguments, output
+from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import printable
+from xengrant.cli.progress import Progress, progress
 from xengrant.devices import open_system
 from xengrant.devices.client import ask
 from xengrant.devices.socket import SocketSystem
@@ -34,6 +36,7 @@ from xengrant.testing import (
 from xengrant.testing.here import Kind
 from xengrant.testing.machine import real_kind, real_name
 from xengrant.testing.record import record
+from xengrant.testing.result import Outcome
 
 _KINDS: dict[str, tuple[Kind, ...]] = {"pv": ("pv",), "hvm": ("hvm",), "both": ("pv", "hvm")}
 
@@ -45,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "domain, where `xengrant selftest --agent` serves them. The agent takes names of cases, never code."
     )
     parser.add_argument("--agent", action="store_true", help="serve the halves of a runner in --peer (default 0)")
-    parser.add_argument("--peer", metavar="DOMID", type=arguments.number, help="the domain of the other half")
+    parser.add_argument("--peer", metavar="DOMAIN", help="the domain of the other half: its domid, or in dom0 its name")
     parser.add_argument(
         "-k",
         metavar="PATTERN",
@@ -70,15 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=arguments.seconds, help="how long a case may take, instead of its own time")
     parser.add_argument(
-        "--third", metavar="DOMID", type=arguments.number, help="another guest, for what takes three domains"
+        "--third", metavar="DOMAIN", help="another guest, for what takes three domains"
     )
     parser.add_argument(
         "--destroy-command", metavar="CMD", help="how to destroy a domain: 'xl destroy {domid}'; those cases run last"
     )
     parser.add_argument(
         "--victim",
-        metavar="DOMID",
-        type=arguments.number,
+        metavar="DOMAIN",
         action="append",
         default=[],
         help="a domain with an agent that may be destroyed, one for each such case (default: the peer)",
@@ -98,61 +100,70 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.record:
-        return _record(args.record)
+        return _record(args)
     cases = _chosen(args.patterns, set(args.without.split(",")))
     if args.list:
         return _list(args, cases)
     if args.agent:
         return _serve(args)
     if not cases:
-        output.say(f"no case has {' or '.join(map(repr, args.patterns))} in its name or title")
-        return 1
-    results = _Results(args, len(cases))
-    try:
-        if args.peer is None:
-            _run_embedded(args, cases, results)
-        else:
-            _run_with_peer(args, cases, results)
-    except NoAgentError as error:
-        output.say(f"xengrant: {error}")
-        return 1
-    return results.finish()
+        output.say(f"xengrant: no case has {' or '.join(map(repr, args.patterns))} in its name or title")
+        return statuses.FAILED
+    total = len(cases) * (len(_KINDS[args.lifetime]) if args.peer is None else 1)
+    with progress("selftest", total, _cases) as shown:
+        results = _Results(args, shown)
+        try:
+            if args.peer is None:
+                _run_embedded(args, cases, results)
+            else:
+                _run_with_peer(args, cases, results)
+        except NoAgentError as error:
+            shown.clear()
+            output.say(f"xengrant: {error}")
+            return statuses.TRY_AGAIN
+        return results.finish()
 
 
 class _Results:
-    """Shows each result as it comes."""
+    """Shows each result as it comes; a terminal, where `shown` is, only those that are not as they should be."""
 
-    def __init__(self, args: argparse.Namespace, cases: int) -> None:
+    def __init__(self, args: argparse.Namespace, shown: Progress) -> None:
         self._json = args.json
         self._verbose = args.verbose
-        self._total = cases * (len(_KINDS[args.lifetime]) if args.peer is None else 1)
-        self._interactive = sys.stderr.isatty()
+        self._shown = shown
+        self._terse = sys.stderr.isatty() and not args.verbose
         self._results: list[Result] = []
 
     def add(self, result: Result) -> None:
         self._results.append(result)
+        if self._json or result.outcome != "passed" or not self._terse:
+            self._shown.clear()
+            self._show(result)
+        self._shown.add(1)
+
+    def _show(self, result: Result) -> None:
         if self._json:
             output.emit_json(**as_json([result])["results"][0])
             return
-        if self._interactive:
-            text = f"[{len(self._results)}/{self._total}] {result.case}"
-            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-            if result.outcome == "passed" and not self._verbose:
-                return
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
         text = f"{result} [{result.machine}, {result.seconds:.2f} s]" if self._verbose else str(result)
         for line in text.splitlines():  # the peer wrote some of it
             output.emit(printable(line))
 
     def finish(self) -> int:
         """The summary, and the exit status."""
-        if self._interactive:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._shown.clear()
         if self._json:
-            output.emit_json(summary=summary(self._results))
+            outcomes = [result.outcome for result in self._results]
+            counted = {outcome: outcomes.count(outcome) for outcome in get_args(Outcome)}
+            output.emit_json(event="done", summary=summary(self._results), **counted)
         else:
             output.emit(summary(self._results))
-        return 1 if any(result.outcome == "failed" for result in self._results) else 0
+        failed = any(result.outcome == "failed" for result in self._results)
+        return statuses.FAILED if failed else statuses.DONE
+
+
+def _cases(amount: float) -> str:
+    return f"{amount:.0f}" if amount >= 10 or amount == int(amount) else f"{amount:.1f}"
 
 
 def _chosen(patterns: list[str], without: set[str]) -> list[Case]:
@@ -185,7 +196,8 @@ def _list(args: argparse.Namespace, cases: list[Case]) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    runner = args.peer or 0
+    with connect(args.url) as domain:
+        runner = arguments.resolve_domid(domain, args.peer or "0")
     output.say(f"serving the halves of a runner in domain {runner}; Ctrl-C ends it")
     connecting = functools.partial(connect, args.url)
     Agent(connecting, runner, _kind(args.url)).serve()
@@ -206,24 +218,28 @@ def _run_with_peer(args: argparse.Namespace, cases: list[Case], results: _Result
     connecting: Callable[[], Domain] = functools.partial(connect, args.url)
     with connecting() as domain:
         domid = domain.domid
-    victims = _victims(args)
+        peer = arguments.resolve_domid(domain, args.peer)
+        third = None if args.third is None else arguments.resolve_domid(domain, args.third)
+        victims = iter([_victim(args, arguments.resolve_domid(domain, name)) for name in args.victim or [args.peer]])
     kind = _kind(args.url)
     with Runner(
         connecting,
-        args.peer,
+        peer,
         kind,
-        _name(args.url, kind, domid, args.peer),
-        third=args.third,
+        _name(args.url, kind, domid, peer),
+        third=third,
         victims=(lambda: next(victims, None)) if args.destroy_command else None,
         seconds=args.seconds,
     ) as runner:
         runner.run_all(cases, results.add)
 
 
-def _victims(args: argparse.Namespace) -> Iterator[Victim]:
-    for domid in args.victim or [args.peer]:
-        command = shlex.split(args.destroy_command.replace("{domid}", str(domid)))
-        yield Victim(domid, functools.partial(subprocess.check_call, command, stdout=subprocess.DEVNULL))
+def _victim(args: argparse.Namespace, domid: int) -> Victim:
+    try:
+        command = shlex.split((args.destroy_command or "").replace("{domid}", str(domid)))
+    except ValueError as error:
+        raise statuses.UsageError(f"--destroy-command: {args.destroy_command!r} is no command: {error}") from error
+    return Victim(domid, functools.partial(subprocess.check_call, command, stdout=subprocess.DEVNULL))
 
 
 def _kind(url: str | None) -> Kind:
@@ -240,9 +256,23 @@ def _name(url: str | None, kind: Kind, domid: int, peer: int) -> str:
     return f"embedded machine, {kind.upper()}, {'two guests' if domid and peer else 'dom0 and a guest'}"
 
 
-def _record(files: list[str]) -> int:
-    lines = [json.loads(line) for file in files for line in Path(file).read_text().splitlines() if line.strip()]
+def _record(args: argparse.Namespace) -> int:
+    lines = [result for file in args.record for result in _results(file)]
     found = record(line for line in lines if "case" in line)
     for machine, names in found.items():
-        output.emit(f"{machine}: {len(names)} cases")
+        if args.json:
+            output.emit_json(event="recorded", machine=machine, cases=len(names))
+        else:
+            output.emit(f"{machine}: {len(names)} cases")
     return 0
+
+
+def _results(file: str) -> list[dict[str, Any]]:
+    """The lines of a file that `selftest --json` wrote."""
+    try:
+        lines = [json.loads(line) for line in Path(file).read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{file} has not what `xengrant selftest --json` prints: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ValueError(f"{file} has not what `xengrant selftest --json` prints: a line is no object")
+    return lines

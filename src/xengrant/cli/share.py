@@ -19,7 +19,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "order) and holds them until interrupted. Then they are revoked: at once, or, where the peer still maps one,\n"
         "by the kernel as soon as the peer has unmapped it."
     )
-    parser.add_argument("--to", metavar="DOMID", required=True, help="the domain to grant to (dom0 may give a name)")
+    parser.add_argument(
+        "--to", metavar="DOMAIN", required=True, help="the domain to grant to: its domid, or in dom0 its name"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--pages", metavar="N", type=arguments.count, help="zeroed pages to share (default 1)")
     what.add_argument(
@@ -30,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--advertise",
         metavar="PATH",
         help="write the refs under PATH of this domain's xenstore directory, readable by the peer only, for "
-        "`xengrant map DOMID --at PATH`; in a guest PATH begins with data/",
+        "`xengrant map DOMAIN --at PATH`; in a guest PATH begins with data/",
     )
     parser.epilog = arguments.examples(
         """

@@ -113,6 +113,7 @@ class Vchan(Stream):
 
     @property
     def is_server(self) -> bool:
+        """Whether this end made the rings: by `serve`, not `connect`."""
         return self._channel.is_server
 
     @property

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import xengrant
 from xengrant import meeting
-from xengrant.cli import arguments, sockets
+from xengrant.cli import arguments, sockets, statuses
 from xengrant.cli.block import vdev
 from xengrant.cli.commands import command_parser
 from xengrant.devices.socket import SocketSystem
@@ -147,7 +147,7 @@ class Names(Target):
             with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
                 self._parser.parse_args(argv)
         except SystemExit as end:
-            if end.code not in (0, 2):
+            if end.code not in (0, statuses.USAGE):
                 raise AssertionError(f"exit status {end.code}") from None
 
     def _find(self, owner: str, texts: list[str]) -> None:

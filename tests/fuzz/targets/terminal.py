@@ -23,6 +23,7 @@ import xengrant
 from xengrant import GrantRef, _native, cli
 from xengrant.abi import console, xs_wire
 from xengrant.abi.xen import PAGE_SIZE
+from xengrant.cli import statuses
 from xengrant.cli.commands import command_parser
 from xengrant.cli.survey import Survey
 from xengrant.cli.top import _looks_with
@@ -171,7 +172,7 @@ class Terminal(Target):
                 status = cli.main([*argv, "--url", self._machine.url(0)])
             except SystemExit as end:
                 status = end.code if isinstance(end.code, int) else 1
-        assert status in (0, 1, 2), status
+        assert status in (0, 1, 2, statuses.USAGE), status
         _check(raw.getvalue(), encoding, coloured=coloured, is_metrics=command[0] == "metrics")
         out.detach()
         error.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import errno
 import sys
@@ -16,6 +17,7 @@ from xengrant import pv
 from xengrant.cli import arguments, output
 from xengrant.cli.block import vdev
 from xengrant.cli.dump import hexdump
+from xengrant.cli.progress import file_size, progress, size
 from xengrant.pv import block
 
 NAME = "attach"
@@ -32,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Connects to the disk that DOMAIN serves to this one, as its kernel would, does one thing, and disconnects.\n"
         "The kernel must not use that disk. Sectors are of 512 bytes, whatever the disk's own are."
     )
-    parser.add_argument("domain", metavar="DOMAIN", help="which domain serves it: mostly 0")
+    parser.add_argument("domain", metavar="DOMAIN", help="which domain serves it: its domid, mostly 0, or name")
     parser.add_argument(
         "--vdev", metavar="DISK", type=vdev.number, default=vdev.number("xvdb"), help="which disk (default xvdb)"
     )
@@ -56,13 +58,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         """
     )
     actions = parser.add_subparsers(title="what to do", metavar="WHAT", required=True, prog=f"{parser.prog} DOMAIN")
-    _action(actions, "info", "what the other domain says of the disk", _info)
+    info = _action(actions, "info", "what the other domain says of the disk", _info)
+    info.epilog = arguments.examples("xengrant block attach 0 info --json")
     read = _action(actions, "read", "sectors to stdout; on a terminal as hexdump -C shows them", _read)
+    read.epilog = arguments.examples(
+        """
+        xengrant block attach 0 read --sector 2048 --count 2
+        xengrant block attach 0 read > disk.img
+        xengrant block attach 0 read --count 1 --json | jq -r .base64 | base64 -d | file -
+        """
+    )
     _add_sector(read)
     read.add_argument(
         "--count", metavar="N", type=arguments.count, help="so many sectors (default: to the end of the disk)"
     )
     write = _action(actions, "write", "stdin to sectors, and flush", _write)
+    write.epilog = arguments.examples(
+        """
+        xengrant block attach 0 write --sector 64 < boot.bin
+        xengrant block attach 0 write --input disk.img
+        """
+    )
     _add_sector(write)
     write.add_argument("--input", metavar="F", default="-", help="the bytes of F instead of stdin")
 
@@ -73,7 +89,9 @@ def _action(
     text: str,
     work: Callable[[argparse.Namespace, block.BlockFrontend], Coroutine[Any, Any, None]],
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+    parser: argparse.ArgumentParser = actions.add_parser(
+        name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, conflict_handler="resolve"
+    )
     arguments.add_common(parser)
     parser.set_defaults(action=run, work=work)
     return parser
@@ -91,16 +109,11 @@ def run(args: argparse.Namespace) -> int:
 async def _attach(args: argparse.Namespace, domain: xengrant.Domain, domid: int) -> int:
     slot = pv.Slot("vbd", args.vdev, domain.domid, domid, within=args.within)
     use = block.Use(rings=args.rings)
-    async with _nodes(args, domain, slot):
-        try:
-            disk = contextlib.AsyncExitStack()
-            front = await disk.enter_async_context(
-                block.attach(slot.front_path, domain=domain, use=use, timeout=args.timeout)
-            )
-        except TimeoutError as error:
-            raise output.NobodyThereError(str(error)) from None
-        async with disk:
-            await args.work(args, front)
+    async with (
+        _nodes(args, domain, slot),
+        block.attach(slot.front_path, domain=domain, use=use, timeout=args.timeout) as front,
+    ):
+        await args.work(args, front)
     return 0
 
 
@@ -111,8 +124,8 @@ async def _nodes(args: argparse.Namespace, domain: xengrant.Domain, slot: pv.Slo
         if args.within:
             await pv.create(store, slot, front_nodes={"virtual-device": args.vdev}, halves="front")
         elif not await store.exists(slot.front_path):
-            raise FileNotFoundError(
-                errno.ENOENT,
+            raise BlockingIOError(
+                errno.EAGAIN,
                 f"this domain has no disk {vdev.name(args.vdev)} ({slot.front_path}): dom0 makes it, with "
                 "`xengrant block serve` or xl block-attach",
             )
@@ -140,11 +153,11 @@ async def _info(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
 async def _read(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
     end = args.sector + (args.count or max(disk.info.sectors - args.sector, 1))  # the other domain's word for it
     pieces = ((at, min(_CHUNK, end - at)) for at in range(args.sector, end, _CHUNK))
-    if args.json:
-        args.parser.error("read writes bytes, and no JSON")
-    if not sys.stdout.isatty():
-        for at, some in pieces:
-            output.emit_raw(await disk.read(at, some))
+    if args.json or not sys.stdout.isatty():
+        with progress("disk", (end - args.sector) * _SECTOR, size) as shown:
+            for at, some in pieces:
+                _emit(args, at, await disk.read(at, some))
+                shown.add(some * _SECTOR)
         return
     loop = asyncio.get_running_loop()
 
@@ -159,13 +172,23 @@ async def _read(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
     await asyncio.to_thread(show)
 
 
+def _emit(args: argparse.Namespace, sector: int, data: bytes) -> None:
+    if args.json:
+        encoded = base64.b64encode(data).decode()
+        output.emit_json(event="read", sector=sector, sectors=len(data) // _SECTOR, base64=encoded)
+    else:
+        output.emit_raw(data)
+
+
 async def _write(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
     at = args.sector
     with contextlib.ExitStack() as opened:
         source: BinaryIO = sys.stdin.buffer if args.input == "-" else opened.enter_context(open(args.input, "rb"))
+        shown = opened.enter_context(progress("disk", file_size(source.fileno()), size))
         while data := await asyncio.to_thread(source.read, _CHUNK * _SECTOR):
             await disk.write(at, data)
             at += len(data) // _SECTOR
+            shown.add(len(data))
     await disk.flush()
     if args.json:
         output.emit_json(event="written", sector=args.sector, sectors=at - args.sector)

@@ -65,7 +65,7 @@ class Live:
         self._prefix = prefix
         self._json = json or not sys.stdout.isatty()
         self._last = look()
-        self._is_shown = False
+        self._width = 0  # of what is on the terminal now
 
     @property
     def json(self) -> bool:
@@ -85,8 +85,8 @@ class Live:
         else:
             width = shutil.get_terminal_size().columns
             line = f"{self._prefix}: {as_line(look, self._last)}"[: width - 1]
-            output.emit_text(f"\r\x1b[K{line}")
-            self._is_shown = True
+            output.emit_text(f"\r{line.ljust(self._width)}")
+            self._width = len(line)
         self._last = look
 
     def end(self, reason: str) -> None:
@@ -99,6 +99,6 @@ class Live:
         self.event("stopped", text, reason=reason, **counters.as_dict())
 
     def _clear(self) -> None:
-        if self._is_shown:
-            output.emit_text("\r\x1b[K")
-            self._is_shown = False
+        if self._width:
+            output.emit_text(f"\r{' ' * self._width}\r")
+            self._width = 0

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "what goes on; otherwise stdout gets a line of JSON for each interval."
     )
     parser.add_argument("image", metavar="IMAGE", help="a raw image or a block device")
-    parser.add_argument("--to", metavar="DOMAIN", required=True, help="whose disk it is (dom0 may give a name)")
+    parser.add_argument("--to", metavar="DOMAIN", required=True, help="whose disk it is: a domid, or in dom0 a name")
     parser.add_argument(
         "--vdev", metavar="DISK", type=vdev.number, default=vdev.number("xvdb"), help="which disk (default xvdb)"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import xengrant
 from xengrant.abi.grant_table import GNTST_BAD_DOMAIN
-from xengrant.cli import arguments, output
+from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import printable
 from xengrant.cli.survey import domain_names
 from xengrant.grant_entries import EntryKind
@@ -109,11 +109,11 @@ def emit_rings(page: GuestPage, what: str, rings: Mapping[str, tuple[str, RingLo
 
 
 def check_possible(page: GuestPage, rings: Mapping[str, tuple[str, RingLook]]) -> int:
-    """The exit status: 1, and a message for each, where a ring's indices cannot be."""
+    """The exit status: failed, and a message for each, where a ring's indices cannot be."""
     lies = [(name, look) for name, (_, look) in rings.items() if not look.possible]
     for name, look in lies:
         output.say(
             f"xengrant: the indices of the ring {name} cannot be: {look.held} bytes in a ring of {look.size}; domain "
             f"{page.domid} or the daemon is broken or lies, and nothing goes through that ring any more"
         )
-    return 1 if lies else 0
+    return statuses.FAILED if lies else statuses.DONE

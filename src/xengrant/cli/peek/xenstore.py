@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
         output.emit_json(event="looked", domid=page.domid, name=page.name, **described, **facts)
     else:
         shown = {name: ", ".join(value) if isinstance(value, list) else value for name, value in facts.items()}
-        emit_rings(page, "xenstore", rings, {name: value or "none" for name, value in shown.items()})
+        emit_rings(page, "xenstore", rings, {name: str(value or "none") for name, value in shown.items()})
         rows = [_row(name, message, ring) for name, (_, ring) in rings.items() for message in messages[name]]
         if rows:
             output.emit_table(["ring", "state", "operation", "id", "transaction", "bytes", "payload"], rows)
@@ -92,7 +92,7 @@ def _facts(page: GuestPage) -> dict[str, Any]:
     if features & abi.FEATURE_ERROR:
         facts["error"] = _ERROR.get(error, f"unknown ({error})")
     if port:
-        facts["port"] = str(port)
+        facts["port"] = port
     return facts
 
 
