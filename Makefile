@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: help demo test lint test-xen test-xen-long mutants faults attacks fuzz soak controls differential sanitize \
-	test-freethreaded bench bench-table bench-vchan bench-start screenshots wheel dist check-dist test-aarch64 clean
+	test-freethreaded bench bench-table bench-vchan bench-data bench-start screenshots pictures docs check-docs wheel \
+	dist check-dist test-aarch64 clean
 
 FUZZ_S ?= 600
 SOAK_S ?= 1800
@@ -41,6 +42,9 @@ test-xen-long: $(READY)  ## what takes minutes: long races, 100 GiB through a vc
 	XENGRANT_VCHAN_MESSAGES=10000000 XENGRANT_VCHAN_GIB=100 $(BIN)/pytest -s tests/vchan/test_long.py
 	$(BIN)/python -m tests.fuzz --seconds 60
 	$(BIN)/python -m lab test --long
+	$(BIN)/python -m lab run --with numpy --with pyarrow data
+	$(BIN)/python -m lab run --release trixie --with numpy --with pyarrow data
+	$(BIN)/python -m lab project examples/other_project
 
 faults: $(READY)  ## either side killed, stopped, destroyed or out of something at every step
 	XENGRANT_FAULTS=all $(BIN)/pytest tests/faults tests/threads
@@ -83,11 +87,28 @@ bench-table: $(READY)  ## references and full grant tables, with no Xen
 bench-vchan: $(READY)  ## a vchan beside multiprocessing.Pipe, with no Xen
 	$(BIN)/python -m benchmarks.vchan_local
 
+bench-data: $(READY)  ## arrays, tables and objects by pages and by sockets, with no Xen
+	$(BIN)/python -m benchmarks.data
+
 bench-start: $(READY)  ## how long `xengrant --help` takes
 	$(BIN)/python -m benchmarks.start
 
 screenshots: $(READY)  ## the pictures in docs/images, of the tool as it runs
 	$(BIN)/python docs/screenshots.py
+
+pictures: $(READY)  ## the drawings in docs/images, by docs/pictures.py
+	$(BIN)/python docs/pictures.py
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## the documentation's site in build/docs; a warning fails it
+	$(BIN)/python -m sphinx -q -W --keep-going -n -E -d build/doctrees docs build/docs
+	@echo "open build/docs/index.html"
+
+check-docs: $(READY)  ## README and the tutorial, literally, in a clean clone; without make test and the lab by SKIP=tests,lab
+	$(BIN)/python -m tests.docs.newcomer --skip "$(SKIP)"
 
 wheel: $(READY)  ## one abi3 wheel in dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -33,6 +33,9 @@ _XEN_ON_A_PC = "console=com1 com1=115200,8n1 no-real-mode edd=off"
 _XEN_ON_ARM64 = "xsm=dummy"
 _DOM0 = f"console=hvc0 rdinit=/init oops=panic {QUICK}"
 
+# Which wheels of PyPI, such as NumPy's, take for granted.
+_X86_64_V2 = "+ssse3,+sse4.1,+sse4.2,+popcnt"
+
 _NICE = -10
 
 
@@ -85,7 +88,7 @@ class Machine:
 def _pc(images: Images, initrd: Path) -> list[str]:
     """A PC, where Xen is a multiboot kernel, and dom0's kernel and initrd are its modules."""
     return [
-        *("-machine", "q35", "-cpu", "qemu64,+svm,+npt,+rdrand"),
+        *("-machine", "q35", "-cpu", f"qemu64,+svm,+npt,+rdrand,{_X86_64_V2}"),
         *("-kernel", str(images.xen), "-append", f"{_XEN} {_XEN_ON_A_PC}"),
         *("-initrd", f"{images.vmlinux} {_DOM0},{initrd}"),
     ]

@@ -11,13 +11,14 @@ import shutil
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lab import initrd, paths, programs, tools
+from lab import initrd, paths, programs, tools, wheels
 from lab.errors import LabError
 from lab.images import images
+from lab.initrd import Luggage
 from lab.machine import Machine
 from lab.releases import Release
 
@@ -38,14 +39,20 @@ def run(
     timeout: float,
     qemu: bool = False,
     keep: bool = False,
+    project: Path | None = None,
+    requirements: Sequence[str] = (),
 ) -> int:
-    """Run lab/jobs/JOB.py in dom0. Returns its exit status; raises LabError for whatever kept it from having one."""
+    """Run lab/jobs/JOB.py in dom0. Returns its exit status; raises LabError for whatever kept it from having one.
+
+    `project` is a directory that the job finds in UNDER_TEST, `requirements` are packages of PyPI, as pip names them.
+    """
     if not (paths.LAB / "jobs" / f"{job}.py").is_file():
         known = ", ".join(sorted(file.stem for file in (paths.LAB / "jobs").glob("[a-z]*.py")))
         raise LabError(f"there is no lab/jobs/{job}.py; there are: {known}")
     _check(release, guest, qemu=qemu)
     request: dict[str, object] = {"job": job, "arguments": arguments, "guest": guest, "release": release.name}
-    with _started(release, request, job, qemu=qemu, interactive=keep) as (machine, results, booting):
+    luggage = Luggage(qemu, project, wheels.site(release, requirements) if requirements else None)
+    with _started(release, request, job, luggage, interactive=keep) as (machine, results, booting):
         if keep:
             machine.wait()
             return int(_read(results / ".status") or 70)
@@ -61,7 +68,7 @@ def shell(release: Release, guest: str, *, qemu: bool = False) -> int:
     """An interactive shell in dom0, with the project and the lab's Python at hand."""
     _check(release, guest, qemu=qemu)
     request: dict[str, object] = {"guest": guest, "release": release.name}
-    with _started(release, request, "shell", qemu=qemu, interactive=True) as (machine, _results, _booting):
+    with _started(release, request, "shell", Luggage(qemu), interactive=True) as (machine, _results, _booting):
         machine.wait()
     return 0
 
@@ -77,7 +84,7 @@ def _check(release: Release, guest: str, *, qemu: bool) -> None:
 
 @contextmanager
 def _started(
-    release: Release, request: dict[str, object], name: str, *, qemu: bool, interactive: bool
+    release: Release, request: dict[str, object], name: str, luggage: Luggage, *, interactive: bool
 ) -> Iterator[tuple[Machine, Path, float]]:
     """A machine, its results directory and when it was started. One of each release at a time on this host."""
     tools.need(release.architecture, build=False)
@@ -94,7 +101,7 @@ def _started(
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         if interactive and sys.stdin.isatty():
             stack.callback(termios.tcsetattr, 0, termios.TCSADRAIN, termios.tcgetattr(0))
-        initrd.write(work / "dom0.cpio", release, built, request, qemu=qemu, interactive=interactive)
+        initrd.write(work / "dom0.cpio", release, built, request, luggage, interactive=interactive)
         paths.progress(f"booting Xen {release.xen} and Debian {release.name}; log: {results / 'boot.log'}")
         booting = time.monotonic()
         machine = stack.enter_context(Machine(built, work / "dom0.cpio", results, work, interactive=interactive))

@@ -6,16 +6,34 @@ import json
 import platform
 from pathlib import Path
 
-__all__ = ["ARM64", "BIN", "GUEST_KIND", "IMAGES", "LIBRARIES", "PROJECT", "RELEASE", "RESULTS", "request"]
+__all__ = [
+    "ARM64",
+    "BIN",
+    "GUEST_KIND",
+    "IMAGES",
+    "LIBRARIES",
+    "PROJECT",
+    "RELEASE",
+    "RESULTS",
+    "SITE",
+    "UNDER_TEST",
+    "request",
+]
 
 PROJECT = Path("/opt/project")
-"""A snapshot of the checkout: src, lab, tests, benchmarks, examples, and bin (the host's build/lab/bin)."""
+"""A snapshot of the checkout, without what is not needed here; and bin, which is the host's build/lab/bin."""
 
 BIN = PROJECT / "bin"
 """Programs built on the host for this run; guests have them in /opt/bin, which is on their PATH."""
 
 RESULTS = Path("/results")
 """The results directory on the host: what a job writes here stays."""
+
+UNDER_TEST = Path("/opt/under_test")
+"""Another project, where `python3 -m lab project` has brought one."""
+
+SITE = Path("/opt/site")
+"""Packages of PyPI that the run was started with, on PYTHONPATH here; a guest has them where `files=` gives them."""
 
 IMAGES = Path("/images")
 """What guests boot from: vmlinux and guest.cpio."""

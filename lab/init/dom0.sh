@@ -2,7 +2,7 @@
 # dom0's init: mounts, modules, Xen's toolstack, then the job (lab.dom0.main) or a shell, then power off.
 # It is added to the initramfs at each run, with the project at /opt/project.
 for xen in /usr/lib/xen-4.*/bin; do export PATH="$xen:/usr/sbin:/usr/bin:/sbin:/bin"; done
-export HOME=/root LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/project/src:/opt/project PYTHONFAULTHANDLER=1
+export HOME=/root LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONPATH=/opt/project/src:/opt/project:/opt/site PYTHONFAULTHANDLER=1
 
 mount -a # /etc/fstab
 mkdir -p /run/lock /run/xen

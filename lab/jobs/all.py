@@ -14,7 +14,7 @@ from lab.dom0 import ARM64
 
 _FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
 JOBS = [
-    *("suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "faults", _FRONT),
+    *("suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "faults", "pages", _FRONT),
     "differential --examples 6 --steps 40",
 ]
 LONG_JOBS = [

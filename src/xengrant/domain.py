@@ -52,6 +52,9 @@ class Domain:
     Where the program is the domain's kernel (``kernel=1``), the domain ends with the last `Domain` of this process, and
     the last share and page made through it. Threads: any call from any thread. Fork: in the child nothing is open, and
     what it opens from then on is its own.
+
+    `system` is where its devices come from (`xengrant.devices.System`), `closed` whether it is closed: then every call
+    is `InterfaceClosed`.
     """
 
     def __init__(self, system: System) -> None:
@@ -75,11 +78,15 @@ class Domain:
 
     @property
     def url(self) -> str:
+        """What `connect` was given, or found: ``xen:`` or ``embedded:DIRECTORY?domid=N``."""
         return self.system.url
 
     @property
     def domid(self) -> int:
-        """This domain's own id, as its xenstore says."""
+        """This domain's own id, 0 to 0x7FEF, as its xenstore says; asked once.
+
+        Raises `InterfaceUnavailable` where there is no xenstore, `ProtocolError` where it says nonsense.
+        """
         if self._domid is None:
             self._domid = _parse_domid(self._own_store().read("domid"))
         return self._domid
@@ -90,21 +97,25 @@ class Domain:
         return AsyncDomain(self)
 
     def gntshr(self) -> Gntshr:
-        """Open the interface that offers pages."""
+        """Open the interface that offers pages, /dev/xen/gntalloc; what opens it has to close it.
+
+        Raises `InterfaceUnavailable`, which says what is missing (the module, the right to open it, the machine), and
+        `InterfaceClosed`. Where the program is its domain's kernel, pages come of `alloc_pages` and refs of its table.
+        """
         if self.system.is_kernel:
             return kernelspace.KernelGntshr(self._attached(), self.system)
         return Gntshr(self._open("gntalloc"), self.system)
 
     def gnttab(self) -> Gnttab:
-        """Open the interface that maps pages."""
+        """Open the interface that maps pages, /dev/xen/gntdev. Raises as `gntshr`."""
         return Gnttab(self._open("gntdev"), self.system)
 
     def evtchn(self) -> EventChannels:
-        """Open the interface that binds event channels."""
+        """Open the interface that binds event channels, /dev/xen/evtchn. Raises as `gntshr`."""
         return EventChannels(self._open("evtchn"))
 
     def xenstore(self) -> XenStore:
-        """Open a connection to xenstore."""
+        """Open a connection to xenstore, /dev/xen/xenbus. Raises as `gntshr`."""
         return XenStore(self._open("xenbus"))
 
     @overload
@@ -150,7 +161,9 @@ class Domain:
         `header`, at most 2,000 bytes, tells the peer what the pages hold: see `find_advertised`.
 
         Closing the advertisement or the domain removes the nodes. In a guest `path` lies below ``data``, the one
-        directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit.
+        directory that a guest may write. Raises `XenStoreError` with the quota or permission that was hit, or EEXIST
+        where `path` holds nodes that are no advertisement; `ValueError` for a longer header, or for more than 65536
+        pages, which nobody maps at once.
         """
         advertisement = meeting.advertise(self._own_store(), self.domid, share, path, header)
         with self._lock:
@@ -161,12 +174,13 @@ class Domain:
     def find(self, domid: int, path: str, timeout: float | None = None) -> list[Grant]:
         """The grants that domain `domid` advertises at `path`, in page order, waiting at most `timeout` seconds.
 
-        Raises `TimeoutError`, `ProtocolError` where the peer wrote nonsense, `XenStoreError`.
+        None waits for ever, 0 looks once. Raises `TimeoutError`, `ProtocolError` where the peer wrote nonsense or names
+        more than 65536 refs, `XenStoreError`, `ValueError` for a domid outside 0..0x7FEF.
         """
         return self.find_advertised(domid, path, timeout).grants
 
     def find_advertised(self, domid: int, path: str, timeout: float | None = None) -> Advertised:
-        """As `find`: the grants, and the header that the peer wrote beside them, which nobody has checked."""
+        """As `find`: the grants, and the header that the peer wrote beside them, which nobody has checked (bytes)."""
         with self.xenstore() as store:
             found = meeting.find(store, domid, path, timeout)
         self._met[domid] = path
@@ -176,6 +190,7 @@ class Domain:
         """Domain `domid` as somebody who may go away.
 
         `path` is a node that it shows this domain; a guest needs one, and the last one that `find` met is the default.
+        Asks nothing yet: `Peer`'s first call raises `InterfaceUnavailable` where a guest has no path.
         """
         self._check_open()
         peer = Peer(checked_domid(domid), path or self._met.get(domid), self.xenstore)

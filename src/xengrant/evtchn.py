@@ -45,10 +45,14 @@ class _BasePort:
 
     @property
     def closed(self) -> bool:
+        """Whether the port is unbound, or its interface closed."""
         return self._unbound or self._channels.closed
 
     def notify(self) -> None:
-        """Send the peer an event. It never waits, and says nothing of whether the peer is alive (Xen evtchn_send)."""
+        """Send the peer an event. It never waits, and says nothing of whether the peer is alive (Xen evtchn_send).
+
+        Events do not count: several before the peer looks are one. Raises `InterfaceClosed`.
+        """
         self._check_open()
         try:
             self._channels._device.ioctl(abi.NOTIFY, abi.pack_word(self.number))
@@ -66,7 +70,7 @@ class _BasePort:
             return self._channels._device.doorbell(self.number)
 
     def unmask(self) -> None:
-        """Let the next event be delivered, after a wait with ``unmask=False``."""
+        """Let the next event be delivered, after a wait with ``unmask=False``. `InterfaceClosed`."""
         self._check_open()
         self._channels._device.write(self._unmasking)
 
@@ -129,6 +133,7 @@ class _Channels(Generic[_P]):
 
     @property
     def closed(self) -> bool:
+        """Whether it is closed, and with it every port bound through it."""
         return self._device.closed
 
     def fileno(self) -> int:
@@ -223,9 +228,11 @@ class _Events:
 
 
 class Port(_BasePort):
-    """One bound port.
+    """One bound port. Made by `EventChannels.bind_unbound` and `bind_interdomain`.
 
-    Threads: any call from any thread; of two that wait on one port, one gets the event.
+    `number` is the port's here (the peer's end has a number of its own), `remote_domid` the domain at the other end.
+    Leaving a `with` block closes it. Linux drivers/xen/evtchn.c. Threads: any call from any thread; of two that wait on
+    one port, one gets the event.
     """
 
     _channels: EventChannels
@@ -258,7 +265,7 @@ class Port(_BasePort):
 
 
 class EventChannels(_Channels[Port]):
-    """One open /dev/xen/evtchn and the ports bound through it.
+    """One open /dev/xen/evtchn and the ports bound through it. Made by `Domain.evtchn`.
 
     Threads: any call from any thread.
     """
@@ -291,7 +298,7 @@ class EventChannels(_Channels[Port]):
 
 
 class AsyncPort(_BasePort):
-    """One bound port, for asyncio. A cancelled wait loses no event.
+    """One bound port, for asyncio: as `Port`, with its `number` and `remote_domid`. A cancelled wait loses no event.
 
     Threads: that of its event loop only.
     """
@@ -363,7 +370,7 @@ class AsyncPort(_BasePort):
 
 
 class AsyncEventChannels(_Channels[AsyncPort]):
-    """One open /dev/xen/evtchn for asyncio: one reader on its descriptor for its life.
+    """One open /dev/xen/evtchn for asyncio: one reader on its descriptor for its life. Made by `AsyncDomain.evtchn`.
 
     Threads: that of the event loop it was made in.
     """

@@ -37,7 +37,9 @@ class ForeignGrantTable:
 
     `grants()` is a snapshot, taken while the table may change. Opened with `writable=True`, `grant_access` and
     `end_access` write entries as the domain's builder does; which references its kernel uses is for the caller to know.
-    `unused_table()` hands out references, too, of a table that nobody uses yet. `entries` are the live ones.
+    `unused_table()` hands out references, too, of a table that nobody uses yet. `entries` are the live ones, `domid` is
+    whose table it is, `max_frames` how many frames it can grow to, `writable` whether it was opened so. Made by
+    `Domain.grant_table` (Linux drivers/xen/privcmd.c, MMAP_RESOURCE, since 4.18; Xen 4.11).
 
     While it is open it keeps a destroyed domain from going entirely, as any mapping of a domain's memory does: close it
     when `domain.peer(domid).wait_gone()` returns.
@@ -72,6 +74,7 @@ class ForeignGrantTable:
 
     @property
     def closed(self) -> bool:
+        """Whether the table is unmapped."""
         return self._device.closed
 
     def refresh(self) -> bool:

@@ -102,11 +102,13 @@ class Share(Held):
 
     @property
     def domid(self) -> int:
+        """The domain that may map the pages."""
         domid: int = self._whose
         return domid
 
     @property
     def refs(self) -> tuple[int, ...]:
+        """The grant references, one for each page, in page order."""
         refs: tuple[int, ...] = self._names
         return refs
 
@@ -117,7 +119,7 @@ class Share(Held):
 
 
 class Gntshr:
-    """One open /dev/xen/gntalloc: the right to offer pages.
+    """One open /dev/xen/gntalloc: the right to offer pages. Made by `Domain.gntshr`.
 
     Threads: any call from any thread.
     """
@@ -129,13 +131,15 @@ class Gntshr:
 
     @property
     def closed(self) -> bool:
+        """Whether the device is closed; shares that it made live on."""
         return self._device.closed
 
     def fileno(self) -> int:
+        """The descriptor of the device."""
         return self._device.fileno()
 
     def share_pages(self, domid: int, count: int = 1, *, writable: bool, notify: UnmapNotify | None = None) -> Share:
-        """Allocate `count` zeroed pages and grant them to `domid`, writable for it or not.
+        """Allocate `count` zeroed pages of 4096 bytes and grant them to `domid`, writable for it or not.
 
         Raises `GrantTableFull` where the module's limit or the table is exhausted, `ValueError` for a domid outside
         0..0x7FEF, a count below 1 or a notification that cannot be, `InterfaceClosed`. The domid need not exist (Linux

@@ -43,14 +43,17 @@ MAX_GRANTS = 65536
 
 
 class GrantRef(IntEnum):
-    """The references that every domain has from its builder (Xen public/grant_table.h)."""
+    """The references that every domain has from its builder (Xen public/grant_table.h, GNTTAB_RESERVED_*)."""
 
     CONSOLE = xen.RESERVED_CONSOLE
     XENSTORE = xen.RESERVED_XENSTORE
 
 
 class Grant(NamedTuple):
-    """A page as its granter names it: the granting domain and its reference."""
+    """A page as its granter names it: the granting domain (0 to 0x7FEF) and its reference (unsigned, 32 bits).
+
+    Any pair of the two will do where a grant is asked for; this one has names.
+    """
 
     domid: int
     ref: int
@@ -94,7 +97,7 @@ class Mapped(Held):
 
 
 class Gnttab:
-    """One open /dev/xen/gntdev: the right to map what others granted.
+    """One open /dev/xen/gntdev: the right to map what others granted. Made by `Domain.gnttab`.
 
     Threads: any call from any thread.
     """
@@ -107,9 +110,11 @@ class Gnttab:
 
     @property
     def closed(self) -> bool:
+        """Whether the device is closed; what it mapped stays mapped."""
         return self._device.closed
 
     def fileno(self) -> int:
+        """The descriptor of the device."""
         return self._device.fileno()
 
     def map(
@@ -119,12 +124,13 @@ class Gnttab:
         writable: bool,
         notify: UnmapNotify | None = None,
     ) -> Mapped:
-        """Map one `Grant` or several, of one domain or many, as one contiguous piece of memory: all or none.
+        """Map one `Grant` or several, of one domain or many, as one contiguous piece of memory, 4096 bytes each: all or
+        none.
 
         Raises `MapError` with a status for each grant, `InvalidGrant` for a reference or domid that cannot be,
         `ValueError` for no grants at all or more than 65536, `InterfaceUnavailable` where the hypervisor maps
-        nothing, `InterfaceClosed`. One notification for each map (Linux
-        drivers/xen/gntdev.c); its byte is cleared only in a writable map.
+        nothing, `InterfaceClosed`. One notification for each map (Linux drivers/xen/gntdev.c); its byte is cleared only
+        in a writable map.
         """
         if notify is None:
             mapped = self._map(grants, Grant, writable, Mapped, self)

@@ -36,7 +36,11 @@ class GrantArrays(NamedTuple):
 
 
 class PeerTally(NamedTuple):
-    """How many entries of a table concern one peer."""
+    """How many entries of a table concern the domain `domid`.
+
+    `granted` of them it may map, and `readonly` of these it may only read; `mapped` of them it maps now, and `writing`
+    of these for writing. An entry that was revoked while it is mapped (version 2) counts as mapped, not as granted.
+    """
 
     domid: int
     granted: int
@@ -46,7 +50,10 @@ class PeerTally(NamedTuple):
 
 
 class Snapshot:
-    """The entries of a table when it was made, or last refreshed.
+    """The entries of a table when it was made, or last refreshed: a private copy. `len()` counts them, used or not.
+
+    `version` is the table's, 1 or 2. Each entry was loaded once, while others may have been writing. Made by
+    `ForeignGrantTable.snapshot`.
 
     Threads: one at a time.
     """

@@ -42,12 +42,17 @@ _MAX_COUNT = 1 << 32
 
 
 class Grantable(Protocol):
-    """A page that a table can grant: from `hold` to `drop` it is not given back."""
+    """A page that a table can grant: from `hold` to `drop` it is not given back. `Page` is one."""
 
     @property
-    def frame(self) -> int: ...
-    def hold(self) -> None: ...
-    def drop(self) -> None: ...
+    def frame(self) -> int:
+        """Its frame number in the domain."""
+
+    def hold(self) -> None:
+        """A grant begins."""
+
+    def drop(self) -> None:
+        """A grant has ended."""
 
 
 class NewFrames(NamedTuple):
@@ -66,6 +71,7 @@ class GrantTable:
     `max_domid` is the highest that may be granted to.
     References come and go last in, first out, as Linux's do, so a ref number is reused at once; 0 to 7 are the domain
     builder's and never handed out. Each operation takes constant time for each reference, at any table size.
+    `max_frames` is how many frames there can be, `entries` what is in those that there are.
 
     Threads: any call from any thread, and from any number of event loops; waiters are woken in their own. Finalizers
     may call anything that `with` blocks do. A signal handler that raises leaves the table sound, and what the call that

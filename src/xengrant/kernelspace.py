@@ -52,6 +52,7 @@ class Page:
 
     @property
     def closed(self) -> bool:
+        """Whether the page was given back."""
         return self.mapping.closed
 
     def hold(self) -> None:
@@ -367,6 +368,7 @@ class KernelGntshr(Gntshr):
 
     @property
     def closed(self) -> bool:
+        """Whether the interface is closed; shares that it made live on."""
         return self._closed
 
     def fileno(self) -> int:

@@ -46,7 +46,10 @@ class Advertised(NamedTuple):
 
 
 class Advertisement:
-    """Nodes in xenstore that tell the peer of a share; closing removes them. A second time does nothing."""
+    """Nodes in xenstore that tell the peer of a share; closing removes them. A second time does nothing.
+
+    `path` is where they are, below this domain's directory; `closed` whether they were removed.
+    """
 
     def __init__(self, store: XenStore, path: str) -> None:
         self._store = store

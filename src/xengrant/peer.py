@@ -109,9 +109,11 @@ def _is_hidden(error: XenStoreError) -> bool:
 
 
 class Peer(_BasePeer):
-    """Another domain, and whether it is still there.
+    """Another domain, and whether it is still there. Made by `Domain.peer`.
 
-    The first wait or `on_gone` starts a thread that waits on xenstore. Threads: any call from any thread.
+    `domid` is the domain's, `known_gone` what the last look or watch found. A domain that dies sends no event and
+    clears no byte: dom0 learns of it by xenstore's ``@releaseDomain``, a guest by a node of the peer's (XSA-115). The
+    first wait or `on_gone` starts a thread that waits on xenstore. Threads: any call from any thread.
     """
 
     def __init__(self, domid: int, path: str | None, open_store: Callable[[], XenStore]) -> None:
@@ -128,7 +130,10 @@ class Peer(_BasePeer):
             self._failure = InterfaceClosed(f"the Peer of domain {self.domid} is the parent process's: make another")
 
     def gone(self) -> bool:
-        """Ask now, without waiting, what `wait_gone` waits for."""
+        """Ask xenstore now what `wait_gone` waits for.
+
+        Raises `InterfaceUnavailable` in a guest that has no path of the peer's to look at, `XenStoreError`.
+        """
         if not self.known_gone:
             with self._open_store() as store:
                 if self._is_gone(store):
@@ -138,7 +143,8 @@ class Peer(_BasePeer):
     def wait_gone(self, timeout: float | None = None) -> None:
         """Wait until the domain is destroyed; `TimeoutError` after `timeout` seconds.
 
-        In a guest also until it takes back the node at the peer's path, which is all that a guest can watch.
+        In a guest also until it takes back the node at the peer's path, which is all that a guest can watch. Raises as
+        `gone`, and `InterfaceClosed` where it is closed meanwhile.
         """
         self._watch_from_now_on()
         deadline = deadline_after(timeout)

@@ -48,11 +48,14 @@ class _Nodes:
         raise NotImplementedError
 
     def read(self, path: str, *, timeout: float | None = None) -> bytes:
-        """The node's value."""
+        """The node's value; ENOENT where there is no such node."""
         return self._run(core.read(path, self._transaction_id), timeout)
 
     def write(self, path: str, value: bytes | str, *, timeout: float | None = None) -> None:
-        """Set the node's value, making it and the nodes above it where they are missing."""
+        """Set the node's value, making it and the nodes above it where they are missing.
+
+        What is made has the permissions of the node above it.
+        """
         self._run(core.write(path, value, self._transaction_id), timeout)
 
     def mkdir(self, path: str, *, timeout: float | None = None) -> None:
@@ -81,7 +84,14 @@ class _Nodes:
 
 
 class XenStore(Connection, _Nodes):
-    """One connection to xenstore, whose calls wait for the answer.
+    """One connection to xenstore (Xen docs/misc/xenstore.txt), whose calls wait for the answer.
+
+    Made by `Domain.xenstore`. Paths are absolute (``/local/domain/3/data``) or relative to this domain's own directory
+    (``data``). A value is bytes, at most 2,000 or so for a guest; a `str` is written as UTF-8.
+
+    Each call raises `XenStoreError` with xenstore's errno and what it means (ENOENT, EACCES, EINVAL, a full quota),
+    `ValueError` for a path that cannot be one, `InterfaceClosed`, `InterfaceUnavailable` where xenstore is gone,
+    `ProtocolError` where it lies, and `TimeoutError` after `timeout` seconds (None waits for ever).
 
     Threads: any call from any thread; whoever waits reads for all. A signal handler may `close` it, but must not ask
     what its own thread is asking (RuntimeError, or TimeoutError for a call with a timeout).
@@ -311,7 +321,8 @@ class _Deliverer:
 class Transaction(_Nodes):
     """Several reads and writes that happen at once, or not at all. Made by `XenStore.transaction`.
 
-    Threads: any call from any thread.
+    Its calls raise as those of `XenStore`, and `InterfaceClosed` after it has ended (`closed`). Threads: any call from
+    any thread.
     """
 
     def __init__(self, store: XenStore, transaction_id: int) -> None:
@@ -362,7 +373,9 @@ class Watch:
     """A node, and everything below it, whose changes are told. Made by `XenStore.watch`.
 
     An event is the path that changed, relative where the watch's is; it says "look again": two of one path may be
-    one, some may be spurious, and one of the watch's own path may stand for any below it.
+    one, some may be spurious, and one of the watch's own path may stand for any below it. ``for path in watch`` takes
+    them one by one, without end. `path` is the watch's own, `closed` whether it is closed.
+
     Threads: any call from any thread; each event goes to one.
     """
 
@@ -373,7 +386,7 @@ class Watch:
         self.closed = False
 
     def wait(self, timeout: float | None = None) -> str:
-        """Take the next event's path; `TimeoutError` after `timeout` seconds."""
+        """Take the next event's path; `TimeoutError` after `timeout` seconds, `InterfaceClosed`."""
         taken: list[str] = []
 
         def take() -> bool:

@@ -36,11 +36,14 @@ class _AsyncNodes:
         raise NotImplementedError
 
     async def read(self, path: str) -> bytes:
-        """The node's value."""
+        """The node's value; ENOENT where there is no such node."""
         return await self._run(core.read(path, self._transaction_id))
 
     async def write(self, path: str, value: bytes | str) -> None:
-        """Set the node's value, making it and the nodes above it where they are missing."""
+        """Set the node's value, making it and the nodes above it where they are missing.
+
+        What is made has the permissions of the node above it.
+        """
         await self._run(core.write(path, value, self._transaction_id))
 
     async def mkdir(self, path: str) -> None:
@@ -60,16 +63,19 @@ class _AsyncNodes:
         return await self._run(core.directory(path, self._transaction_id))
 
     async def get_permissions(self, path: str) -> list[Permission]:
-        """The owner's entry first."""
+        """The owner's entry first: it names the owner, and what domains without an entry may do."""
         return await self._run(core.get_permissions(path, self._transaction_id))
 
     async def set_permissions(self, path: str, permissions: Sequence[Permission]) -> None:
-        """Replace the node's permissions (not its children's)."""
+        """Replace the node's permissions (not its children's). A guest keeps itself the owner, and names 5 in all."""
         await self._run(core.set_permissions(path, permissions, self._transaction_id))
 
 
 class AsyncXenStore(Connection, _AsyncNodes):
-    """One connection to xenstore, whose calls are awaited. A cancelled call leaves nothing behind.
+    """One connection to xenstore, whose calls are awaited. Made by `AsyncDomain.xenstore`.
+
+    Paths, values and errors are as in `XenStore`; `asyncio.timeout` bounds a call. A cancelled call leaves nothing
+    behind.
 
     Threads: those of the event loop that it was made in.
     """

@@ -73,6 +73,7 @@ class Connection:
 
     @property
     def closed(self) -> bool:
+        """Whether the connection is closed, or the parent process's after a fork."""
         return self._device.closed
 
     def fileno(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pyarrow
 import pytest
 
 import xengrant
@@ -49,19 +50,29 @@ def test_table_programs(
     assert capsys.readouterr().out == "1000 False\n"
 
 
+def test_table_is_written_again(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    names: dict[str, Any] = {"data": data, "pyarrow": pyarrow}
+    exec(BLOCKS[4], names)
+    first, second = (pyarrow.table({"a": pyarrow.array([n] * 9, "int64")}) for n in (1, 2))
+    with data.share_table(granter, 2, first, "data/table") as shared, data.map_table(mapper, 1, "data/table") as there:
+        assert there.table.equals(first)
+        names["write_again"](shared, second)
+        assert there.table.equals(second)
+
+
 def test_object_programs(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
     with (
         vchan.serve(2, "objects", domain=granter) as server,
         vchan.connect(1, "objects", domain=mapper, timeout=SOON) as client,
     ):
         names: dict[str, Any] = {"data": data, "vchan": client}
-        receiving = threading.Thread(target=exec, args=(BLOCKS[5], names))
+        receiving = threading.Thread(target=exec, args=(BLOCKS[6], names))
         receiving.start()
-        exec(BLOCKS[4], {"data": data, "vchan": server, "weights": numpy.ones((300, 300))})
+        exec(BLOCKS[5], {"data": data, "vchan": server, "weights": numpy.ones((300, 300))})
         receiving.join(SOON)
     assert names["step"]["step"] == 7
     assert names["step"]["weights"].sum() == 90_000
 
 
 def test_every_program_of_the_guide_is_tried() -> None:
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7

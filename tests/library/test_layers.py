@@ -25,13 +25,13 @@ LAYERS = [
     {"pv", "vchan"},
     {"data"},
     {"testing"},
-    {"cli"},
+    {"cli", "pytest"},
 ]
 RANKS = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 # The machine stands beside the library: the same bytes, and nothing that the library does with them.
 EMBEDDED_NEEDS = {"abi", "devices.wire", "grant_table", "memory", "_native", "errors", "forks", "embedded"}
-MAY_USE_EMBEDDED = {"embedded", "testing", "cli"}
+MAY_USE_EMBEDDED = {"embedded", "testing", "cli", "pytest"}
 
 # Bytes have one home. Beside abi/, what no header of Xen knows: the socket's own format, struct ucred, pickles' sizes.
 MAY_USE_STRUCT = {"devices/wire.py", "devices/client.py", "embedded/connection.py", "data/objects.py"}
@@ -125,7 +125,8 @@ def test_nobody_packs_into_shared_memory(file: str) -> None:
 def test_the_library_needs_nothing_but_the_standard_library() -> None:
     import sys
 
-    optional = {"prometheus_client": "cli/", "rich": "cli/", "numpy": "data/", "pyarrow": "data/"}
+    data = {"numpy": "data/", "pyarrow": "data/"}
+    optional = {"prometheus_client": "cli/", "rich": "cli/", "pytest": "pytest.py", **data}
     for file in FILES:
         for name in _imported(file):
             top = name.split(".")[0]

@@ -153,10 +153,12 @@ class Permission(NamedTuple):
 
     @property
     def readable(self) -> bool:
+        """Whether it lets the domain read."""
         return self.access in "rb"
 
     @property
     def writable(self) -> bool:
+        """Whether it lets the domain write."""
         return self.access in "wb"
 
     def __str__(self) -> str:

@@ -50,6 +50,7 @@ class SharedArray(Looking["NDArray[Any]"]):
 
     @property
     def array(self) -> NDArray[Any]:
+        """The array, in the shared pages; `ValueError` after `close`."""
         return self._seen()
 
     def __repr__(self) -> str:
@@ -65,6 +66,7 @@ class MappedArray(Looking["NDArray[Any]"]):
 
     @property
     def array(self) -> NDArray[Any]:
+        """The array, in the peer's pages; `ValueError` after `close`."""
         return self._seen()
 
     def __repr__(self) -> str:

@@ -37,6 +37,7 @@ class Looking(Generic[_View]):
 
     @property
     def closed(self) -> bool:
+        """Whether the pages were given back, or taken back."""
         return self._pages.closed
 
     def _seen(self) -> _View:

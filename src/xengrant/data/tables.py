@@ -52,6 +52,7 @@ class MappedTable(Looking["pyarrow.Table"]):
 
     @property
     def table(self) -> pyarrow.Table:
+        """The table; `ValueError` after `close`."""
         return self._seen()
 
     def __repr__(self) -> str:

@@ -15,6 +15,7 @@ import struct
 import time
 from typing import Protocol
 
+from xengrant.abi import evtchn, gntalloc, gntdev
 from xengrant.devices import wire
 from xengrant.devices.wire import Kind, MalformedError
 from xengrant.embedded.domain import Domain
@@ -32,6 +33,8 @@ _log = logging.getLogger("xengrant.embedded")
 
 _FILES: dict[str, type[File]] = {"gntalloc": Gntalloc, "gntdev": Gntdev, "evtchn": Evtchn, "privcmd": Privcmd}
 _FILES_OF_KERNELS: dict[str, type[File]] = {"kernel": Kernel, **_FILES}
+
+_GIVES_BACK = {gntalloc.DEALLOC_GREF, gntdev.UNMAP_GRANT_REF, evtchn.UNBIND}
 
 # A client that connects and says nothing is dropped after so many seconds.
 _HELLO_TIMEOUT = 10.0
@@ -251,6 +254,7 @@ class Connection:
             self._ioctl(file, body)
         elif kind is Kind.MMAP:
             request = wire.unpack_mmap(body)
+            self._fail_if_asked(file)
             self._answer(file.map(request.cookie, request.length, request.offset, writable=request.writable))
         elif kind is Kind.MUNMAP:
             for cookie in wire.unpack_munmap(body):
@@ -265,8 +269,14 @@ class Connection:
             if not self.stream.pending:
                 self.stream.close()  # so that a client that has its answer is no longer counted
 
+    def _fail_if_asked(self, file: File) -> None:
+        if number := file.domain.failure(self.device):
+            raise fault(number, "Machine.fail asked for that")
+
     def _ioctl(self, file: File, body: bytes) -> None:
         call = wire.unpack_ioctl(body)
+        if call.request not in _GIVES_BACK:
+            self._fail_if_asked(file)
         answered = call.size
         if answered > _SHORT and self._server.held(file.domain) + answered > _MAX_HELD:
             raise _too_much(file.domain, answered)

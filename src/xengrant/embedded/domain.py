@@ -158,6 +158,14 @@ def _pages_of(memory: Memory | None) -> list[memoryview]:
     return [view[at : at + PAGE_SIZE] for at in range(0, len(view), PAGE_SIZE)]
 
 
+@dataclass(slots=True)
+class Failure:
+    """The device's next request but `after` is to fail with errno `number`."""
+
+    number: int
+    after: int
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Domain:
     """One domain. `dying` is one that was destroyed while others still map its pages or its table."""
@@ -179,6 +187,7 @@ class Domain:
     has_processes: bool = False  # some have attached, so its kernel is Linux
     paused: bool = False
     dying: bool = False
+    failures: dict[str, Failure] = field(default_factory=dict)  # by device, those to come
 
     def __post_init__(self) -> None:
         self.descriptors = Descriptors(self.domid)
@@ -189,6 +198,17 @@ class Domain:
     @property
     def state(self) -> str:
         return "dying" if self.dying else "paused" if self.paused else "running"
+
+    def failure(self, device: str) -> int:
+        """The errno that this request of `device` is to fail with, once; 0 where it is not."""
+        failure = self.failures.get(device)
+        if failure is None:
+            return 0
+        if failure.after:
+            failure.after -= 1
+            return 0
+        del self.failures[device]
+        return failure.number
 
     @property
     def privileged(self) -> bool:

@@ -113,6 +113,7 @@ class Machine:
 
     @property
     def directory(self) -> str:
+        """Where its sockets are."""
         return str(self._directory.path)
 
     @property
@@ -133,12 +134,12 @@ class Machine:
         """
         self._do(lambda server: server.create(domid, name, **settings))
 
-    def configure(self, domid: int, **settings: Any) -> None:
-        """Change settings of a domain that runs, all but `lifetime` and `max_grant_frames`.
+    def configure(self, domid: int, **settings: Any) -> dict[str, Any]:
+        """Change settings of a domain that runs, all but `lifetime` and `max_grant_frames`; returns what they were.
 
         `LookupError`: no such domain.
         """
-        self._do(lambda server: server.configure(domid, **settings))
+        return self._do(lambda server: server.configure(domid, **settings))
 
     def destroy(self, domid: int) -> None:
         """Destroy a domain, as `xl destroy`: no byte is cleared and no event sent.
@@ -155,6 +156,24 @@ class Machine:
     def unpause(self, domid: int) -> None:
         """Go on. `LookupError`: no such domain."""
         self._do(lambda server: server.pause(domid, paused=False))
+
+    def kill(self, domid: int) -> None:
+        """End the domain's processes as kill -9 does: their ports close, notifications are sent, grants revoked.
+
+        The domain lives on, and new processes may join it. What the killed ones held in this process raises
+        `InterfaceUnavailable` from then on. `LookupError`: no such domain.
+        """
+        self._do(lambda server: server.kill(domid))
+
+    def fail(self, domid: int, device: str, number: int, *, after: int = 0) -> bool:
+        """Have the domain's next request of `device` fail with errno `number`, once, when `after` more have succeeded.
+
+        `device` is "gntalloc", "gntdev", "evtchn", "privcmd" or "xenbus". A request is an ioctl, an mmap, or what asks
+        xenstore for something; those that give something back never fail. A later call for the same device replaces
+        this one; `number` 0 takes it back. Returns whether a failure that was asked for had not come yet. xenstore says
+        EINVAL for errnos that it has no name for. `LookupError`: no such domain; `ValueError`: no such device.
+        """
+        return self._do(lambda server: server.fail(domid, device, number, after))
 
     def kernel_log(self, domid: int, seconds: float = float("inf")) -> list[str]:
         """What the domain's kernel logged in the last seconds. `LookupError`: no such domain."""

@@ -20,7 +20,7 @@ from typing import Any
 from xengrant.devices import wire
 from xengrant.embedded.connection import MAX_CONNECTIONS, Connection, credentials
 from xengrant.embedded.directory import BACKLOG, Directory
-from xengrant.embedded.domain import Domain, Settings
+from xengrant.embedded.domain import Domain, Failure, Settings
 from xengrant.embedded.files import fault
 from xengrant.embedded.hypervisor import Hypervisor
 from xengrant.embedded.stream import Stream
@@ -88,7 +88,7 @@ class MachineServer:
             raise fault(errno.ESRCH, str(error)) from None
 
     def open_xenbus(self, domain: Domain, stream: Stream) -> Xenbus:
-        return Xenbus(self.store, domain.domid, stream)
+        return Xenbus(self.store, domain.domid, stream, lambda: domain.failure("xenbus"))
 
     def count(self, domain: Domain | None = None) -> int:
         """Connections of devices, of `domain` or in all."""
@@ -106,12 +106,13 @@ class MachineServer:
     def create(self, domid: int, name: str | None = None, **settings: Any) -> None:
         self.hypervisor.create(domid, name, _changed(self.hypervisor.settings, settings))
 
-    def configure(self, domid: int, **settings: Any) -> None:
-        """Change settings of a domain that runs."""
+    def configure(self, domid: int, **settings: Any) -> dict[str, Any]:
+        """Change settings of a domain that runs; returns what they were."""
         domain = self._domain(domid)
         if fixed := settings.keys() & _FIXED:
             raise ValueError(f"{', '.join(sorted(fixed))}: fixed when a domain is created")
-        domain.settings = _changed(domain.settings, settings)
+        before, domain.settings = domain.settings, _changed(domain.settings, settings)
+        return {name: getattr(before, name) for name in settings}
 
     def destroy(self, domid: int) -> None:
         self.hypervisor.destroy(domid)
@@ -123,6 +124,25 @@ class MachineServer:
         for connection in list(self._connections):
             if connection.domain is domain:
                 connection.stream.paused = paused
+
+    def kill(self, domid: int) -> None:
+        """End the domain's processes: their files are released, as the kernel does after kill -9."""
+        domain = self._domain(domid)
+        for connection in list(self._connections):
+            if connection.domain is domain:
+                connection.stream.close()
+
+    def fail(self, domid: int, device: str, number: int, after: int) -> bool:
+        """Have one request of the domain's `device` fail, or with `number` 0 none; whether one was to fail before."""
+        domain = self._domain(domid)
+        if device not in wire.DEVICES or device in ("kernel", "control"):
+            raise ValueError(f"no requests of {device!r} fail: gntalloc, gntdev, evtchn, privcmd or xenbus")
+        if after < 0:
+            raise ValueError(f"after {after} requests")
+        waited = domain.failures.pop(device, None) is not None
+        if number:
+            domain.failures[device] = Failure(number, after)
+        return waited
 
     def parameter(self, domid: int, module: str, name: str) -> str | None:
         if not isinstance(module, str):

@@ -19,11 +19,13 @@ _log = logging.getLogger("xengrant.embedded")
 class Xenbus:
     """One connection to xenstore, as domain `domid`."""
 
-    def __init__(self, store: XenStored, domid: int, stream: Stream) -> None:
+    def __init__(
+        self, store: XenStored, domid: int, stream: Stream, failure: Callable[[], int] = lambda: 0
+    ) -> None:
         self._stream = stream
         self._domid = domid
         self._connection = store.connect(
-            domid, stream.send, backlog=lambda: stream.pending, give_way=stream.give_way
+            domid, stream.send, backlog=lambda: stream.pending, give_way=stream.give_way, failure=failure
         )
 
     def received(self, data: bytes) -> None:

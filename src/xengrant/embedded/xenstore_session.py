@@ -33,6 +33,8 @@ _CHARACTERS = re.compile(r"[A-Za-z0-9/_@-]+")
 _DOMAIN_PREFIX = re.compile(r"/local/domain/\d{1,5}/")
 _DOMID = re.compile(rb"\d{1,5}")
 
+_GIVES_BACK = {Operation.UNWATCH, Operation.TRANSACTION_END, Operation.RM, Operation.RESET_WATCHES}
+
 # Only the toolstack's own connection may do these.
 _PRIVILEGED = {
     Operation.CONTROL,
@@ -71,6 +73,7 @@ class StoreConnection:
         send: Callable[[bytes], None],
         backlog: Callable[[], int],
         give_way: Callable[[], None] | None = None,
+        failure: Callable[[], int] = lambda: 0,
     ) -> None:
         self.caller = caller
         self.closed = False
@@ -78,6 +81,7 @@ class StoreConnection:
         self._send = send
         self._backlog = backlog
         self._give_way = give_way
+        self._failure = failure
         self._home = f"/local/domain/{caller.domid}"
         self._splitter = xs_wire.Splitter()
         self._watches: dict[tuple[str, bytes], Watch] = {}
@@ -160,6 +164,8 @@ class StoreConnection:
             self.tell(watch, watch.path)
 
     def _do(self, message: Message) -> bytes:
+        if message.operation not in _GIVES_BACK and (number := self._failure()):
+            raise Refused(number)
         handler = _HANDLERS.get(message.operation)
         if message.operation in _PRIVILEGED and not self.caller.privileged:
             raise Refused(errno.EACCES)

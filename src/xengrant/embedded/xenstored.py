@@ -45,6 +45,7 @@ class XenStored:
         *,
         backlog: Callable[[], int] | None = None,
         give_way: Callable[[], None] | None = None,
+        failure: Callable[[], int] = lambda: 0,
     ) -> StoreConnection:
         """A client of domain `domid`; dom0 may do everything.
 
@@ -52,8 +53,9 @@ class XenStored:
         yet: while there are some, watch events are held back, each path once; beyond 64 KiB requests wait too. Call
         `drained()` when it has taken all. Without `backlog` everything is sent at once. `give_way()` is called where
         the client has been served for some milliseconds and has asked for more: call `drained()` after the others.
+        `failure()` is asked before each request: an errno to refuse it with, or 0.
         """
-        connection = StoreConnection(self, self.caller(domid), send, backlog or (lambda: 0), give_way)
+        connection = StoreConnection(self, self.caller(domid), send, backlog or (lambda: 0), give_way, failure)
         self.connections.append(connection)
         return connection
 

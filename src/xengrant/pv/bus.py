@@ -34,7 +34,7 @@ _Key = tuple[int, str]
 
 
 class BackendBus:
-    """The back ends of one kind in this domain.
+    """The back ends of one kind in this domain::
 
         async with BackendBus("vbd", Disk) as bus:
             await bus.serve_forever()

@@ -53,10 +53,12 @@ class Slot:
 
     @property
     def front_path(self) -> str:
+        """Where the front end's nodes are, absolute: ``/local/domain/FRONT/device/KIND/HANDLE``."""
         return f"{self._front_top}/device/{self.kind}/{self.handle}"
 
     @property
     def back_path(self) -> str:
+        """Where the back end's nodes are, absolute: ``/local/domain/BACK/backend/KIND/FRONT/HANDLE``."""
         return f"{back_directory(self.back, self.back_name or self.kind, self.within)}/{self.front}/{self.handle}"
 
     @property

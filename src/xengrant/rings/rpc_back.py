@@ -19,7 +19,7 @@ __all__ = ["AsyncBack"]
 
 
 class AsyncBack:
-    """Requests of a `BackRing`, for ``async for``, with a port whose events are the front end's:
+    """Requests of a `BackRing`, for ``async for``, with a port whose events are the front end's::
 
         back = AsyncBack(ring, port)
         async for requests in back:

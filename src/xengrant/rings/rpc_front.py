@@ -35,6 +35,7 @@ class IdField(NamedTuple):
         return int.from_bytes(entry[self.offset : self.offset + self.width], "little")
 
     def store(self, entry: bytearray, number: int) -> None:
+        """Set the id; `OverflowError` for a number that does not fit in `width` bytes."""
         entry[self.offset : self.offset + self.width] = number.to_bytes(self.width, "little")
 
 

@@ -77,6 +77,7 @@ class Case:
 
     @classmethod
     def half_names(cls) -> tuple[str, ...]:
+        """The halves, one or two, in the order of the class."""
         return tuple(name for name, value in vars(cls).items() if callable(value) and not name.startswith("_"))
 
     @property
@@ -91,10 +92,12 @@ class Case:
 
     @property
     def needs_two_domains(self) -> bool:
+        """Whether it has a half for each of two domains."""
         return len(self.half_names()) == 2
 
     @property
     def destroys_peer(self) -> bool:
+        """Whether the peer's domain does not survive it."""
         return DESTROYABLE_PEER in self.requires
 
     @property
@@ -103,6 +106,7 @@ class Case:
         return tuple(machine for machine, names in SEEN.items() if self.name in names.split())
 
     def half(self, name: str) -> Half:
+        """The half of that name, to be called with a `Here`."""
         half: Half = getattr(self, name)
         return half
 

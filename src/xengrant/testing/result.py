@@ -28,13 +28,13 @@ class Result:
 
 
 def summary(results: Sequence[Result]) -> str:
-    """The last line of a run."""
+    """The last line of a run: how many passed, failed and were skipped."""
     outcomes = [result.outcome for result in results]
     return ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in get_args(Outcome))
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
-    """A run as plain values."""
+    """A run as plain values, for `json.dumps`: `summary`, `machines` and `results`."""
     return {
         "summary": summary(results),
         "machines": list(dict.fromkeys(result.machine for result in results)),

@@ -97,6 +97,7 @@ class BlockBackend(Backend):
 
     @property
     def counters(self) -> Counters:
+        """What all its rings together have done until now."""
         return Counters.sum([self._ended, *(queue.counters for queue in self._queues)])
 
     @property

@@ -33,6 +33,7 @@ class Counters:
 
     @classmethod
     def of_server(cls, server: BlockServer) -> Self:
+        """What a ring of `_native` has done."""
         reads, writes, flushes, errors, read_bytes, written_bytes, depth = server.counts
         return cls(
             reads=reads,
@@ -46,6 +47,7 @@ class Counters:
 
     @classmethod
     def sum(cls, counters: Iterable[Self]) -> Self:
+        """All of them, field by field."""
         total = cls()
         for each in counters:
             for field in fields(cls):
@@ -53,4 +55,5 @@ class Counters:
         return total
 
     def as_dict(self) -> dict[str, int]:
+        """The fields by name, with `requests`."""
         return {"requests": self.requests, **asdict(self)}

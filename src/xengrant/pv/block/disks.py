@@ -49,7 +49,8 @@ class VectoredDisk(Protocol):
     """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """As of `Disk`."""
 
     def preadv(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         """Fill all the buffers, one after the other."""
@@ -57,7 +58,8 @@ class VectoredDisk(Protocol):
     def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         """Write all of the buffers, one after the other."""
 
-    def flush(self) -> object: ...
+    def flush(self) -> object:
+        """As of `Disk`."""
 
 
 def vectored(disk: Disk | VectoredDisk) -> VectoredDisk:
@@ -122,20 +124,23 @@ class File:
 
     @property
     def closed(self) -> bool:
+        """Whether it is closed."""
         return self._fd < 0
 
     def pread(self, length: int, offset: int, /) -> bytearray:
+        """`length` bytes from `offset` on. Raises as `preadv`."""
         data = bytearray(length)
         with memoryview(data) as view:
             self.preadv([view], offset)
         return data
 
     def pwrite(self, data: Buffer, offset: int, /) -> None:
+        """Write all of `data` from byte `offset` on. `OSError`; `InterfaceClosed`."""
         with memoryview(data) as view:
             self.pwritev([view.cast("B")], offset)
 
     def preadv(self, buffers: Sequence[memoryview], offset: int, /) -> None:
-        """EIO where the file has become shorter."""
+        """Fill all the buffers from byte `offset` on. `OSError`, EIO where the file is shorter; `InterfaceClosed`."""
         wanted = sum(map(len, buffers))
         got = os.preadv(self._open(), buffers, offset)
         while got < wanted:
@@ -145,6 +150,7 @@ class File:
                 raise OSError(errno.EIO, f"ends {wanted} bytes early", self.path)
 
     def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        """Write all of the buffers from byte `offset` on. `OSError`; `InterfaceClosed`."""
         wanted = sum(map(len, buffers))
         taken = os.pwritev(self._open(), buffers, offset)
         while taken < wanted:
@@ -154,6 +160,7 @@ class File:
                 raise OSError(errno.EIO, f"takes {wanted} bytes too few", self.path)
 
     def flush(self) -> None:
+        """Have the system put on the medium what was written (fdatasync)."""
         os.fdatasync(self._open())
 
     def discard(self, length: int, offset: int, /) -> None:
@@ -202,18 +209,22 @@ class Memory:
         self._view = memoryview(self.data)
 
     def pread(self, length: int, offset: int, /) -> bytes:
+        """A copy of `length` bytes from `offset` on."""
         return bytes(self._view[offset : offset + length])
 
     def pwrite(self, data: Buffer, offset: int, /) -> None:
+        """Write all of `data` from byte `offset` on."""
         with memoryview(data) as view:
             self._view[offset : offset + view.nbytes] = view.cast("B")
 
     def preadv(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        """Fill all the buffers from byte `offset` on."""
         for buffer in buffers:
             buffer[:] = self._view[offset : offset + len(buffer)]
             offset += len(buffer)
 
     def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        """Write all of the buffers from byte `offset` on."""
         for buffer in buffers:
             self._view[offset : offset + len(buffer)] = buffer
             offset += len(buffer)
@@ -222,7 +233,7 @@ class Memory:
         """Nothing is to be done."""
 
     def discard(self, length: int, offset: int, /) -> None:
-        """Zeros."""
+        """These `length` bytes from `offset` on are zeros from now on."""
         self._view[offset : offset + length] = bytes(length)
 
     def __repr__(self) -> str:

@@ -83,6 +83,7 @@ class BlockInfo:
 
     @property
     def size(self) -> int:
+        """Bytes of the whole disk."""
         return self.sectors * blkif.SECTOR_SIZE
 
 
@@ -101,7 +102,10 @@ class BlockFrontend(pv.Frontend):
 
     @property
     def info(self) -> BlockInfo:
-        """Raises, where it is not connected, what ended it: `PeerClosed`, `ProtocolError`, `InterfaceClosed`."""
+        """What the back end says of the disk.
+
+        Raises, where it is not connected, what ended it: `PeerClosed`, `ProtocolError`, `InterfaceClosed`.
+        """
         if self._info is None:
             raise copy.copy(self._ended) from self._ended
         return self._info

@@ -36,7 +36,7 @@ async def plugged(
     domain: Domain | None = None,
     name: str = "vbd",
 ) -> AsyncIterator[pv.BackendBus]:
-    """`disk` as domain `front`'s disk `handle`; in a Linux guest 51728 is xvdb, and 16 more the next.
+    """`disk` as domain `front`'s disk `handle`; in a Linux guest 51728 is xvdb, and 16 more the next::
 
         async with block.plugged(block.File("disk.img"), 5) as bus:
             await bus.serve_forever()
