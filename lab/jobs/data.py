@@ -10,6 +10,7 @@ import sys
 import time
 
 from lab.dom0 import PROJECT, SITE, Guest
+from lab.dom0.places import LIBRARIES
 
 SECONDS = 300
 PEER = PROJECT / "lab" / "data_peer.py"
@@ -19,7 +20,8 @@ def main() -> int:
     if not (SITE / "pyarrow").is_dir():
         sys.exit("this job needs NumPy and Arrow: python3 -m lab run --with numpy --with pyarrow data")
     failed = 0
-    files = {"/opt/lab/data_peer.py": PEER, "/opt/site": SITE}
+    libstdcpp = LIBRARIES / "libstdc++.so.6"  # dom0 has it, guests of other jobs need none
+    files = {"/opt/lab/data_peer.py": PEER, "/opt/site": SITE, str(libstdcpp): libstdcpp}
     started = time.monotonic()
     with Guest.create("data", memory=1536, files=files) as guest:
         print(f"a guest with NumPy and Arrow in {time.monotonic() - started:.0f} s", flush=True)
