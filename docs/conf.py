@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from docutils.nodes import Element, TextElement
+    from docutils.nodes import Element, TextElement, document
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[1]
 sys.path.insert(0, str(CHECKOUT / "src"))
 
+from docutils import nodes  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 
 import xengrant  # noqa: E402
@@ -211,10 +212,38 @@ def _read_page(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"!?\[(?P<words>[^]]*)\]\((?P<path>[^)#:]+)(?P<anchor>#[^)]*)?\)", here, text)
 
 
+def _link_code(app: Sphinx, doctree: document, page: str) -> None:
+    """Code in a text that is the name of something in the reference, and of one thing only, is a link to it."""
+    places = _places(app.env)
+    for code in list(doctree.findall(nodes.literal)):
+        name = code.astext().partition("(")[0]
+        place = places.get(name) or places.get(name[:1].upper() + name[1:])
+        if place is None or isinstance(code.parent, nodes.reference | nodes.title):
+            continue
+        where, anchor = place
+        uri = app.builder.get_relative_uri(page, where)
+        code.replace_self(nodes.reference("", "", code.deepcopy(), internal=True, refuri=f"{uri}#{anchor}"))
+
+
+@functools.cache
+def _places(env: BuildEnvironment) -> dict[str, tuple[str, str]]:
+    """Page and anchor by name: `Gnttab.map` and `xengrant.Gnttab.map`, `GrantBusy`, `vchan.serve`; not `map`."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    public = set(public_names())
+    for full, entry in env.get_domain("py").objects.items():
+        parts = full.split(".")
+        if not entry.aliased and full in public:
+            for name in {".".join(parts[at:]) for at in range(len(parts))}:
+                if "." in name or name[0].isupper():
+                    found.setdefault(name, set()).add((entry.docname, entry.node_id))
+    return {name: places.pop() for name, places in found.items() if len(places) == 1}
+
+
 def setup(app: Sphinx) -> None:
     app.connect("missing-reference", _link_to_public_name)
     app.connect("autodoc-process-bases", _only_known_bases)
     app.connect("autodoc-process-docstring", _say_no_more)
     app.connect("autodoc-process-signature", _what_a_program_writes)
     app.connect("source-read", _read_page)
+    app.connect("doctree-resolved", _link_code)
     app.connect("env-check-consistency", _nothing_is_forgotten)

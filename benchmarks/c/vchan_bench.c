@@ -4,12 +4,13 @@
  *   vchan-bench serve DOMID PATH READ WRITE     for the peer DOMID, at PATH in xenstore, with rings of that many bytes
  *   vchan-bench drive DOMID PATH                connects, and takes turns
  *
- * A turn is a line "stream|messages|ping|large SIZE COUNT" on the driver's standard input. The server is told of it over
- * the vchan itself. `stream`: the server writes COUNT times SIZE bytes, the driver reads what there is. `messages`: the
- * same with packets, sent and received whole. `large`: with messages that may be larger than the ring, each of which the
- * driver reads to its end. `ping`: the driver sends SIZE bytes, the server sends them back, COUNT times. The driver
- * answers with one line: the turn's nanoseconds, and for itself, then for the server: nanoseconds of processor time,
- * voluntary context switches, and events that the kernel received for it. The server ends when the driver closes.
+ * A turn is a line "stream|messages|ping|large|lines SIZE COUNT" on the driver's standard input. The server is told of it
+ * over the vchan itself. `stream`: the server writes COUNT times SIZE bytes, the driver reads each to its end. `messages`:
+ * the same with packets, sent and received whole. `large`: with messages that may be larger than the ring. `lines`: as
+ * `stream`; in Python many in each call, which libxenvchan has no call for. `ping`: the driver sends SIZE bytes, the
+ * server sends them back, COUNT times. The driver answers with one line: the turn's nanoseconds, and for itself, then for
+ * the server: nanoseconds of processor time, voluntary context switches, and events that the kernel received for it. The
+ * server ends when the driver closes.
  */
 
 #include <inttypes.h>
@@ -21,9 +22,9 @@
 
 #include "turns.h"
 
-enum { STREAM, MESSAGES, PING, LARGE, KINDS };
+enum { STREAM, MESSAGES, PING, LARGE, LINES, KINDS };
 
-static const char *const kinds[KINDS] = {"stream", "messages", "ping", "large"};
+static const char *const kinds[KINDS] = {"stream", "messages", "ping", "large", "lines"};
 
 enum { MOST = 1 << 20 };
 
@@ -68,14 +69,21 @@ read_all(struct libxenvchan *vchan, void *to, size_t size)
     }
 }
 
-/* What this process has used so far. */
-static struct usage
-usage(void)
+static uint64_t
+processor_time(void)
 {
     struct timespec cpu;
-    struct rusage rusage;
-    struct usage found = {0, 0, 0};
+
+    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) < 0)
+        fail("clock_gettime");
+    return (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
+}
+
+static uint64_t
+events(void)
+{
     char line[1024], wanted[64], name[32] = "";
+    uint64_t found = 0;
     FILE *file = fopen("/proc/self/comm", "r");
 
     if (file == NULL || fgets(name, sizeof name, file) == NULL)
@@ -88,21 +96,40 @@ usage(void)
     while (fgets(line, sizeof line, file) != NULL) {
         char *colon = strchr(line, ':');
         if (colon != NULL && strstr(line, wanted) != NULL)
-            found.events += strtoull(colon + 1, NULL, 10);
+            found += strtoull(colon + 1, NULL, 10);
     }
     fclose(file);
-    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) < 0 || getrusage(RUSAGE_SELF, &rusage) < 0)
-        fail("usage");
-    found.cpu = (uint64_t)cpu.tv_sec * 1000000000 + (uint64_t)cpu.tv_nsec;
-    found.switches = (uint64_t)rusage.ru_nvcsw;
+    return found;
+}
+
+static uint64_t
+switches(void)
+{
+    struct rusage rusage;
+
+    if (getrusage(RUSAGE_SELF, &rusage) < 0)
+        fail("getrusage");
+    return (uint64_t)rusage.ru_nvcsw;
+}
+
+/* What this process has used so far. The time is taken last, and by `since` first: what it costs to ask is no turn's. */
+static struct usage
+usage(void)
+{
+    struct usage found = {.events = events(), .switches = switches()};
+
+    found.cpu = processor_time();
     return found;
 }
 
 static struct usage
 since(struct usage before)
 {
-    struct usage now = usage();
-    return (struct usage){now.cpu - before.cpu, now.switches - before.switches, now.events - before.events};
+    struct usage used = {.cpu = processor_time() - before.cpu};
+
+    used.switches = switches() - before.switches;
+    used.events = events() - before.events;
+    return used;
 }
 
 /* Reading /proc/interrupts is no part of what is measured: neither end begins or goes on before the other has done it. */
@@ -117,6 +144,7 @@ serve_turn(struct libxenvchan *vchan, struct request request)
         switch (request.kind) {
         case STREAM:
         case LARGE:
+        case LINES:
             write_all(vchan, data, request.size);
             break;
         case MESSAGES:
@@ -166,22 +194,13 @@ drive_turn(struct libxenvchan *vchan, struct request request)
     read_all(vchan, &ready, 1);
     before = usage();
     started = nanoseconds();
-    if (request.kind == STREAM) {
-        for (uint64_t left = request.count * request.size; left;) {
-            int count = libxenvchan_read(vchan, data, left < request.size ? left : request.size);
-            if (count < 0)
-                closed();
-            left -= (uint64_t)count;
-        }
-    } else {
-        for (uint64_t i = 0; i < request.count; i++) {
-            if (request.kind == PING)
-                write_all(vchan, data, request.size);
-            if (request.kind == PING || request.kind == LARGE)
-                read_all(vchan, data, request.size);
-            else if (libxenvchan_recv(vchan, data, request.size) != (int)request.size)
-                closed();
-        }
+    for (uint64_t i = 0; i < request.count; i++) {
+        if (request.kind == PING)
+            write_all(vchan, data, request.size);
+        if (request.kind != MESSAGES)
+            read_all(vchan, data, request.size);
+        else if (libxenvchan_recv(vchan, data, request.size) != (int)request.size)
+            closed();
     }
     taken = nanoseconds() - started;
     mine = since(before);
@@ -202,7 +221,7 @@ drive(struct libxenvchan *vchan)
         for (request.kind = 0; request.kind < KINDS && strcmp(kind, kinds[request.kind]) != 0;)
             request.kind++;
         if (request.kind == KINDS || request.size < 1 || request.size > MOST) {
-            fprintf(stderr, "vchan-bench: a turn is stream|messages|ping|large SIZE COUNT, SIZE at most %d\n", MOST);
+            fprintf(stderr, "vchan-bench: a turn is stream|messages|ping|large|lines SIZE COUNT, SIZE at most %d\n", MOST);
             exit(2);
         }
         drive_turn(vchan, request);

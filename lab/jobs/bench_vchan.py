@@ -18,7 +18,13 @@ from dataclasses import asdict, dataclass
 from lab.dom0 import BIN, PROJECT, RESULTS, Command, Guest
 from lab.dom0.about import about
 
-TURNS = {"stream": (65536, 192), "large": (1 << 20, 12), "messages": (65536, 96), "ping": (1, 150)}
+TURNS = {
+    "stream": (65536, 192),
+    "lines": (65536, 192),
+    "large": (1 << 20, 12),
+    "messages": (65536, 96),
+    "ping": (1, 150),
+}
 """Size and count of each kind of turn: 100 to 300 ms."""
 
 FIELDS = ("nanoseconds", "cpu", "switches", "events", "peer_cpu", "peer_switches", "peer_events")

@@ -401,7 +401,7 @@ serve_seen(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes
 }
 
 /* Until there is something for the caller: 1; or 0 where no event can come any more. Without the GIL. */
-static int HOT
+static int ONE_PAGE
 serve_ring(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes)
 {
     for (;;) {

@@ -22,7 +22,7 @@ typedef uint16_t domid_t;
 /* ---- The calls under way ------------------------------------------------------------------------------- */
 
 /* Begins a call: the file's number, or -1 where it is closed. */
-int HANDOVER
+int HOT
 hold_descriptor(Descriptor *self)
 {
     uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);
@@ -34,7 +34,7 @@ hold_descriptor(Descriptor *self)
 }
 
 /* Ends a call; 0, and nothing is done, where none is under way. The call that an abandoned file was in ends too. */
-int HANDOVER
+int HOT
 drop_descriptor(Descriptor *self)
 {
     uint32_t state = __atomic_load_n(&self->state, __ATOMIC_ACQUIRE);

@@ -4,8 +4,8 @@
  * Any number of threads wait: whoever comes first polls and takes the event for all (it leads), the others follow, and
  * every event has all of them look. `changes` counts whatever has them look, so nothing is lost between a look and a wait.
  *
- * What every hand-over calls it calls by syscall(): libc's own read and write look whether to be a cancellation point
- * once there are threads, and lie in pages of their own.
+ * What every hand-over calls it calls by system_call(): libc's own read and write look whether to be a cancellation
+ * point once there are threads, and lie in pages of their own.
  */
 
 #include "native.h"
@@ -79,7 +79,7 @@ limit_wait(const Doorbell *self, uint64_t deadline, struct timespec *limit)
 
 /* ---- Waiting ------------------------------------------------------------------------------------------- */
 
-static void HANDOVER
+static void HOT
 tell_all(Doorbell *self)
 {
     __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
@@ -89,20 +89,20 @@ tell_all(Doorbell *self)
 
 /* Takes the kernel's events, waiting for one where the file is not O_NONBLOCK, and lets the next ones come: 0, or an
  * errno. */
-static int HANDOVER
+static int HOT
 take_kernel_events(Doorbell *self, int bell)
 {
     uint32_t ports[64];
-    ssize_t size = syscall(SYS_read, bell, ports, sizeof(ports));
-    if (size < 0 && errno != EFBIG)
-        return errno;
+    long size = system_call(SYS_read, bell, ports, sizeof(ports));
+    if (size < 0 && size != -EFBIG)
+        return (int)-size;
     if (size < 0) { /* more events than the ring holds: it is emptied, and our port counts as rung */
         ioctl(bell, IOCTL_EVTCHN_RESET);
         ports[0] = self->port;
         size = sizeof(ports[0]);
     }
-    syscall(SYS_write, bell, ports, (size_t)size); /* nothing is wrong with a port but that it is closed, which its owner knows */
-    for (ssize_t i = 0; i < size / (ssize_t)sizeof(ports[0]); i++)
+    system_call(SYS_write, bell, ports, (size_t)size); /* nothing is wrong with a port but that it is closed, which its owner knows */
+    for (ssize_t i = 0; i < size / (long)sizeof(ports[0]); i++)
         if (ports[i] == self->port)
             __atomic_fetch_add(&self->events, 1, __ATOMIC_SEQ_CST);
     return 0;
@@ -141,7 +141,7 @@ make_ready_to_block(Doorbell *self, int bell)
 }
 
 /* Leads without a deadline, in as many system calls as C's. */
-static Waited HANDOVER
+static Waited HOT
 lead_in_read(Doorbell *self, uint32_t seen, int bell)
 {
     uint32_t since = begin_watched_wait(self);
@@ -190,21 +190,18 @@ lead_in_poll(Doorbell *self, uint64_t deadline, int bell)
     return result;
 }
 
-static Waited HANDOVER
-lead(Doorbell *self, uint32_t seen, uint64_t deadline)
+static Waited HOT
+lead(Doorbell *self, int bell, uint32_t seen, uint64_t deadline)
 {
     /* wake() adds to `changes` before it looks whether somebody leads. */
     if (__atomic_load_n(&self->changes, __ATOMIC_SEQ_CST) != seen)
         return CHANGED;
-    int bell = hold_descriptor(self->bell);
     if (bell < 0)
         return SILENCED;
     int reads = deadline == NEVER && self->is_kernels;
     if (reads && self->waker_port == 0 && !self->cannot_block)
         make_ready_to_block(self, bell);
-    Waited result = reads && self->waker_port != 0 ? lead_in_read(self, seen, bell) : lead_in_poll(self, deadline, bell);
-    drop_descriptor(self->bell);
-    return result;
+    return reads && self->waker_port != 0 ? lead_in_read(self, seen, bell) : lead_in_poll(self, deadline, bell);
 }
 
 static Waited COLD
@@ -219,8 +216,8 @@ follow(Doorbell *self, uint32_t seen, uint64_t deadline)
     return error == EINTR ? INTERRUPTED : error == ETIMEDOUT ? end : CHANGED;
 }
 
-Waited HANDOVER
-wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
+Waited HOT
+wait_on_bell(Doorbell *self, int bell, uint32_t seen, uint64_t deadline)
 {
     if (self->generation != fork_generation)
         return SILENCED; /* and a thread that the child does not have may lead for ever */
@@ -229,11 +226,21 @@ wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
     uint32_t nobody = 0;
     if (!__atomic_compare_exchange_n(&self->led, &nobody, 1, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
         return follow(self, seen, deadline);
-    Waited result = lead(self, seen, deadline);
+    Waited result = lead(self, bell, seen, deadline);
     /* First, so that who leads next and looked before this event does not sleep over it. */
     __atomic_fetch_add(&self->changes, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(&self->led, 0, __ATOMIC_SEQ_CST);
     tell_all(self); /* of the event, or for another to lead */
+    return result;
+}
+
+Waited HOT
+wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline)
+{
+    int bell = hold_descriptor(self->bell);
+    Waited result = wait_on_bell(self, bell, seen, deadline);
+    if (bell >= 0)
+        drop_descriptor(self->bell);
     return result;
 }
 
@@ -304,20 +311,27 @@ ring_waker(Doorbell *self)
     }
 }
 
-int HANDOVER
+int HOT
+ring_held_bell(const Doorbell *self, int bell)
+{
+    if (bell < 0)
+        return ENOTCONN;
+    if (self->is_kernels) {
+        struct ioctl_evtchn_notify notify = {.port = self->port};
+        return (int)-system_call(SYS_ioctl, bell, (void *)IOCTL_EVTCHN_NOTIFY, (size_t)&notify);
+    }
+    /* No room: an event is pending there already. Shut down: nobody is there, which is no error. */
+    send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return 0;
+}
+
+int HOT
 ring_bell(Doorbell *self)
 {
     int bell = hold_descriptor(self->bell);
-    if (bell < 0)
-        return ENOTCONN;
-    int error = 0;
-    if (self->is_kernels) {
-        struct ioctl_evtchn_notify notify = {.port = self->port};
-        error = syscall(SYS_ioctl, bell, IOCTL_EVTCHN_NOTIFY, &notify) < 0 ? errno : 0;
-    } else
-        /* No room: an event is pending there already. Shut down: nobody is there, which is no error. */
-        send(bell, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-    drop_descriptor(self->bell);
+    int error = ring_held_bell(self, bell);
+    if (bell >= 0)
+        drop_descriptor(self->bell);
     return error;
 }
 

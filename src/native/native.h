@@ -9,16 +9,43 @@
 #include <Python.h>
 #include <structmember.h>
 
+#include <errno.h>
 #include <stdint.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
+#include <unistd.h>
 
 typedef struct Mapping Mapping;
 
-/* What every call of a ring's end runs lies together, and what every hand-over does in one page: after a switch of
- * processes, and more so of domains, each that is touched is dear. */
+/* What every call of a ring's end runs lies together, and the loops of what every hand-over does in one page each, with
+ * all they call: after a switch of processes, and more so of domains, each page that is touched and each call is dear. */
 #define HOT __attribute__((hot))
-#define HANDOVER __attribute__((hot, section(".text.hot.handover")))
+#define ONE_PAGE __attribute__((hot, noinline, flatten, aligned(4096)))
 #define COLD __attribute__((cold, noinline))
+
+/* What a hand-over calls, without a call of libc, whose page and table entry are touched anew after each: the kernel's
+ * result, which for an error is -errno. */
+static inline long
+system_call(long number, long first, const void *second, size_t third)
+{
+#if defined(__x86_64__)
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(first), "S"(second), "d"(third)
+                     : "rcx", "r11", "memory");
+    return result;
+#elif defined(__aarch64__)
+    register long x8 __asm__("x8") = number, x0 __asm__("x0") = first;
+    register const void *x1 __asm__("x1") = second;
+    register size_t x2 __asm__("x2") = third;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
+    return x0;
+#else
+    long result = syscall(number, first, second, third);
+    return result < 0 ? -errno : result;
+#endif
+}
 
 /* ---- The module ------------------------------------------------------------------------------------------ */
 
@@ -128,6 +155,10 @@ Waited wait_for_change(Doorbell *self, uint32_t seen, uint64_t deadline);
 /* Sends the peer an event: 0, or an errno; ENOTCONN where the port is closed. */
 int ring_bell(Doorbell *self);
 
+/* The same for a caller who holds the descriptor `bell`, whose number it passes: -1 where it is closed. */
+Waited wait_on_bell(Doorbell *self, int bell, uint32_t seen, uint64_t deadline);
+int ring_held_bell(const Doorbell *self, int bell);
+
 /* Wakes who waits in a read. */
 void ring_waker(Doorbell *self);
 
@@ -194,6 +225,19 @@ typedef enum { READY, PEER_GONE, LATE, WOKEN, SILENT, LIE, PAUSED } Outcome;
 /* Sends from, or receives into, a buffer from byte `start` on, and says how many bytes: an Outcome, or -1 and an error
  * is set. */
 int pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline, size_t *moved);
+
+/* What was moved of several buffers. */
+typedef struct {
+    Py_ssize_t whole; /* how many of them are done */
+    size_t bytes;     /* in those */
+    size_t part;      /* bytes of the next one, */
+    size_t length;    /* of so many */
+} Progress;
+
+#define LINES_AT_ONCE 32
+
+/* The same with `count` buffers of a tuple, at most LINES_AT_ONCE, from the `first` on: all of each. */
+int pump_lines(Ring *self, PyObject *lines, Py_ssize_t first, Py_ssize_t count, uint64_t deadline, Progress *progress);
 
 /* Takes at most so many bytes, or all of them. NULL where an error is set (and the outcome READY or LIE), or where the
  * outcome is another. */

@@ -60,8 +60,10 @@ take_buffers(Ring *self, Opened *opened)
     if (self->own_at <= words && self->peer_at <= words &&
         self->start <= opened->data.length - (Py_ssize_t)self->size &&
         ((uintptr_t)opened->indices.at + (uintptr_t)self->own_at) % sizeof(uint32_t) == 0 &&
-        ((uintptr_t)opened->indices.at + (uintptr_t)self->peer_at) % sizeof(uint32_t) == 0)
+        ((uintptr_t)opened->indices.at + (uintptr_t)self->peer_at) % sizeof(uint32_t) == 0) {
+        opened->bell = self->doorbell == NULL ? -1 : hold_descriptor(self->doorbell->bell);
         return 0;
+    }
     PyErr_SetString(PyExc_ValueError, "the ring does not lie in its buffers, or its indices are not aligned");
     release_region(&opened->data);
 release:
@@ -70,14 +72,16 @@ release:
 }
 
 void HOT
-release_buffers(Opened *opened)
+release_buffers(Ring *self, Opened *opened)
 {
+    if (opened->bell >= 0)
+        drop_descriptor(self->doorbell->bell);
     release_region(&opened->data);
     release_region(&opened->indices);
 }
 
 /* One call at a time uses an end; another waits, without the GIL, which the first may need to finish. */
-void HANDOVER
+void HOT
 occupy_without_gil(Ring *self)
 {
     while (!take_word(&self->busy))
@@ -94,7 +98,7 @@ occupy(Ring *self)
     }
 }
 
-void HANDOVER
+void HOT
 vacate(Ring *self)
 {
     __atomic_store_n(&self->busy, 0, __ATOMIC_RELEASE);
@@ -113,12 +117,12 @@ ring_open(Ring *self, Opened *opened)
 void
 ring_close(Ring *self, Opened *opened)
 {
-    release_buffers(opened);
+    release_buffers(self, opened);
     vacate(self);
 }
 
 /* Loads the peer's index, once: how many bytes may be read, or written, now. 0, or -1 for a lie. */
-int HANDOVER
+int HOT
 look(Ring *self, const Opened *opened)
 {
     uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
@@ -133,7 +137,7 @@ look(Ring *self, const Opened *opened)
 }
 
 /* After `is_there` said that so many bytes are: an index that is behind that now, or was beyond the ring, is a lie. */
-int HANDOVER
+int HOT
 look_again(Ring *self, const Opened *opened, uint32_t wanted)
 {
     if (look(self, opened) < 0)
@@ -167,7 +171,7 @@ look_or_raise(Ring *self, const Opened *opened)
 }
 
 /* Count bytes are read, or written: the peer may have their room, or see them. */
-void HANDOVER
+void HOT
 publish(Ring *self, const Opened *opened, uint32_t count)
 {
     uint32_t own = self->own + count;
@@ -176,7 +180,7 @@ publish(Ring *self, const Opened *opened, uint32_t count)
     __atomic_store_n((uint32_t *)(opened->indices.at + self->own_at), own, __ATOMIC_RELEASE);
 }
 
-void HANDOVER
+void HOT
 copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
 {
     char *ring = opened->data.at + self->start;
@@ -185,27 +189,25 @@ copy(const Ring *self, const Opened *opened, char *memory, uint32_t count)
     if (count == 1) { /* without a call of libc, whose page may be cold */
         char *to = self->writes ? ring + at : memory;
         *to = self->writes ? *memory : ring[at];
-    } else if (self->writes) {
-        memcpy(ring + at, memory, first);
-        memcpy(ring, memory + first, count - first);
     } else {
-        memcpy(memory, ring + at, first);
-        memcpy(memory + first, ring, count - first);
+        memcpy(self->writes ? ring + at : memory, self->writes ? memory : ring + at, first);
+        if (count > first)
+            memcpy(self->writes ? ring : memory + first, self->writes ? memory + first : ring, count - first);
     }
 }
 
 /* Once an index was stored: tells the peer, where this end can and that asked for it. */
-void HANDOVER
+void HOT
 tell(Ring *self, const Opened *opened)
 {
-    if (self->doorbell == NULL)
+    if (opened->bell < 0)
         return;
     uint8_t *asked = (uint8_t *)opened->indices.at + self->asked_at;
     uint8_t bit = self->writes ? NOTIFY_WRITE : NOTIFY_READ;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if ((__atomic_load_n(asked, __ATOMIC_RELAXED) & bit) != 0 && /* where nobody asks, the peer keeps the line */
         (__atomic_fetch_and(asked, (uint8_t)~bit, __ATOMIC_SEQ_CST) & bit) != 0)
-        ring_bell(self->doorbell); /* an error says that the port is closed: then nobody is to be told */
+        ring_held_bell(self->doorbell, opened->bell); /* an error says that the port is closed: then nobody is to be told */
 }
 
 void HOT

@@ -29,10 +29,11 @@ void release_region(Region *region);
 typedef struct {
     Region indices;
     Region data;
+    int bell; /* the doorbell's file, held for as long; -1 without */
 } Opened;
 
 int take_buffers(Ring *self, Opened *opened); /* 0, or -1 and an error is set */
-void release_buffers(Opened *opened);
+void release_buffers(Ring *self, Opened *opened);
 
 /* Both, for a call that never waits. */
 int ring_open(Ring *self, Opened *opened);
@@ -53,6 +54,15 @@ void tell(Ring *self, const Opened *opened);
 
 /* copy, publish and tell; with the GIL. */
 void move(Ring *self, const Opened *opened, char *memory, uint32_t count);
+
+/* Waiting, in ring_wait.c. What waits does so without the GIL, but where it says otherwise. */
+int is_there(const Ring *self, const Opened *opened, uint32_t wanted); /* or a lie, which `look` refuses */
+int peer_is_gone(const Ring *self, const Opened *opened);
+Outcome await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline); /* or PAUSED */
+int check_waiting(const Ring *self, size_t length, int whole);
+int handle_signals(Ring *self, Opened *opened);
+int finish(Ring *self, Opened *opened, Outcome outcome);
+int await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadline, Outcome *outcome);
 
 /* Methods of both ends that wait, in ring_wait.c. */
 PyObject *ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names);

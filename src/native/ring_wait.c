@@ -5,7 +5,7 @@
 #include "ring.h"
 
 /* Whether so many bytes are there. A lie counts too: `look` refuses it. */
-static int HANDOVER
+int HOT
 is_there(const Ring *self, const Opened *opened, uint32_t wanted)
 {
     uint32_t peer = __atomic_load_n((uint32_t *)(opened->indices.at + self->peer_at), __ATOMIC_ACQUIRE);
@@ -14,13 +14,13 @@ is_there(const Ring *self, const Opened *opened, uint32_t wanted)
     return apart > self->size || (self->writes ? self->size - apart : apart) >= wanted;
 }
 
-static int HANDOVER
+int HOT
 peer_is_gone(const Ring *self, const Opened *opened)
 {
     return self->live_at >= 0 && __atomic_load_n((uint8_t *)opened->indices.at + self->live_at, __ATOMIC_ACQUIRE) == 0;
 }
 
-static int HANDOVER
+static int HOT
 is_woken(const Ring *self)
 {
     return __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST) != __atomic_load_n(&self->wakes, __ATOMIC_RELAXED) ||
@@ -49,7 +49,7 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 
 /* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
  * event is lost; or until there may be a signal to look after. */
-static Outcome HANDOVER
+Outcome HOT
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
     if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
@@ -68,7 +68,7 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
         __atomic_store_n(&self->wakes, wakes, __ATOMIC_RELAXED);
         return WOKEN;
     }
-    Waited waited = wait_for_change(self->doorbell, seen, deadline);
+    Waited waited = wait_on_bell(self->doorbell, opened->bell, seen, deadline);
     /* Before it is asked for again. */
     if (is_there(self, opened, wanted))
         return READY;
@@ -77,41 +77,8 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
     return waited == SILENCED ? SILENT : PAUSED; /* with an event a signal may have come */
 }
 
-/* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
-static Outcome HANDOVER __attribute__((noinline))
-pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
-     size_t *moved)
-{
-    for (uint32_t promised = 0;;) {
-        if (self->writes && peer_is_gone(self, opened))
-            return PEER_GONE;
-        size_t rest = length - *moved;
-        occupy_without_gil(self);
-        int looked = look_again(self, opened, promised);
-        uint32_t count = rest < self->seen ? (uint32_t)rest : self->seen;
-        if (looked < 0 || (whole && count < rest))
-            count = 0;
-        if (count > 0) {
-            copy(self, opened, memory + *moved, count);
-            publish(self, opened, count);
-        }
-        vacate(self);
-        if (looked < 0)
-            return LIE;
-        if (count > 0)
-            tell(self, opened);
-        *moved += count;
-        if (*moved >= least)
-            return READY;
-        promised = whole ? (uint32_t)length : 1;
-        Outcome outcome = await_bytes(self, opened, promised, deadline);
-        if (outcome != READY)
-            return outcome;
-    }
-}
-
 /* What cannot be waited for: 0, or -1 and an error is set. */
-static int HOT
+int HOT
 check_waiting(const Ring *self, size_t length, int whole)
 {
     if (self->doorbell == NULL)
@@ -125,94 +92,43 @@ check_waiting(const Ring *self, size_t length, int whole)
 
 /* Lets signal handlers run, with no buffer held, since one may close what is waited on. Then 0, or -1 and an error is
  * set, and the buffers are released. */
-static int
+int
 handle_signals(Ring *self, Opened *opened)
 {
-    release_buffers(opened);
+    release_buffers(self, opened);
     return PyErr_CheckSignals() < 0 ? -1 : take_buffers(self, opened);
 }
 
 /* 0, or -1 where an error is set. The buffers are released. */
-static int HOT
+int HOT
 finish(Ring *self, Opened *opened, Outcome outcome)
 {
     if (outcome == LIE)
         refuse(self);
-    release_buffers(opened);
+    release_buffers(self, opened);
     return outcome == LIE ? -1 : 0;
 }
 
+/* await_bytes and all that it calls. */
+static Outcome ONE_PAGE
+await_together(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
+{
+    return await_bytes(self, opened, wanted, deadline);
+}
+
 /* As await_bytes, with the GIL, and signals handled. -1 where an error is set and the buffers are released. */
-static int HOT
+int HOT
 await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t deadline, Outcome *outcome)
 {
     for (;;) {
         Py_BEGIN_ALLOW_THREADS
-        *outcome = await_bytes(self, opened, wanted, deadline);
+        *outcome = await_together(self, opened, wanted, deadline);
         Py_END_ALLOW_THREADS
         if (*outcome != PAUSED)
             return 0;
         if (handle_signals(self, opened) < 0)
             return -1;
     }
-}
-
-/* Moves what can be moved at once; whether that is enough. With the GIL. */
-static int HOT
-move_at_once(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, size_t *moved,
-             Outcome *outcome)
-{
-    if (self->writes && peer_is_gone(self, opened))
-        return 0;
-    occupy(self);
-    uint32_t count = 0;
-    if (look(self, opened) < 0)
-        *outcome = LIE;
-    else {
-        count = length < self->seen ? (uint32_t)length : self->seen;
-        if (count < least && (whole || count >= WITHOUT_GIL))
-            count = 0;
-        if (count > 0)
-            move(self, opened, memory, count);
-    }
-    vacate(self);
-    *moved = count;
-    return *outcome == LIE || count >= least;
-}
-
-int HOT
-pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int whole, uint64_t deadline, size_t *moved)
-{
-    *moved = 0; /* this call's own: a signal handler may use the same end */
-    Region memory;
-    if (take_region(buffer, NULL, !self->writes, &memory) < 0)
-        return -1;
-    if (start < 0 || start > memory.length) {
-        PyErr_Format(PyExc_ValueError, "byte %zd lies outside %zd bytes", start, memory.length);
-        release_region(&memory);
-        return -1;
-    }
-    size_t length = (size_t)(memory.length - start);
-    int result = -1;
-    Opened opened;
-    if (check_waiting(self, length, whole) == 0 && take_buffers(self, &opened) == 0) {
-        Outcome outcome = READY;
-        if (least > length)
-            least = length;
-        int failed = 0;
-        if (!move_at_once(self, &opened, memory.at + start, length, least, whole, moved, &outcome)) {
-            do {
-                Py_BEGIN_ALLOW_THREADS
-                outcome = pump(self, &opened, memory.at + start, length, least, whole, deadline, moved);
-                Py_END_ALLOW_THREADS
-                failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
-            } while (outcome == PAUSED && !failed);
-        }
-        if (!failed && finish(self, &opened, outcome) == 0)
-            result = (int)outcome;
-    }
-    release_region(&memory);
-    return result;
 }
 
 /* How many bytes; or how many and how the wait ended. */
@@ -370,6 +286,10 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
     PyObject *before = NULL;
     if (within) {
         before = (PyObject *)self->doorbell;
+        if (opened.bell >= 0) {
+            drop_descriptor(self->doorbell->bell);
+            opened.bell = -1;
+        }
         self->doorbell = (Doorbell *)Py_NewRef(args[0]);
         self->wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
         self->live_at = live;

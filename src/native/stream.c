@@ -1,73 +1,9 @@
 /* Stream: both ends of a vchan together, as a class's base that moves bytes with nothing of Python between the caller and
  * the ring. What is unusual (the peer went, the time is out, a signal came, somebody woke us) goes to methods of the
- * subclass, which goes on, or raises. And Turn, which both share.
+ * subclass, which goes on, or raises.
  */
 
 #include "native.h"
-
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
-/* ---- Turns --------------------------------------------------------------------------------------------- */
-
-static inline uint32_t
-free_turn(void)
-{
-    return fork_generation << 2;
-}
-
-/* What a thread of the parent process had is free. */
-static inline int
-is_free(uint32_t state)
-{
-    return state - free_turn() - 1 > 1;
-}
-
-int HOT
-take_turn(Turn *turn, uint64_t deadline)
-{
-    uintptr_t self = (uintptr_t)__builtin_thread_pointer();
-    uint32_t free = free_turn(), state = __atomic_load_n(&turn->state, __ATOMIC_RELAXED);
-    if (!is_free(state) && __atomic_load_n(&turn->owner, __ATOMIC_RELAXED) == self) {
-        turn->depth++;
-        return 0;
-    }
-    if (!is_free(state) ||
-        !__atomic_compare_exchange_n(&turn->state, &state, free + 1, 0, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
-        while (!is_free(__atomic_exchange_n(&turn->state, free + 2, __ATOMIC_ACQUIRE))) {
-            uint64_t now = deadline == NEVER ? 0 : monotonic_now();
-            uint64_t rest = deadline == NEVER ? NEVER : deadline > now ? deadline - now : 0;
-            if (rest == 0) {
-                PyErr_SetString(PyExc_TimeoutError, "another thread reads, or writes, here, and the time is out");
-                return -1;
-            }
-            /* Not for longer than a second, since a signal that comes just before the call does not end it. */
-            struct timespec limit = {.tv_sec = rest >= 1000000000u, .tv_nsec = rest >= 1000000000u ? 0 : (long)rest};
-            Py_BEGIN_ALLOW_THREADS
-            syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, free + 2, &limit, NULL, 0);
-            Py_END_ALLOW_THREADS
-            if (PyErr_CheckSignals() < 0)
-                return -1;
-        }
-    }
-    __atomic_store_n(&turn->owner, self, __ATOMIC_RELAXED);
-    turn->depth = 1;
-    return 0;
-}
-
-void HOT
-end_turn(Turn *turn)
-{
-    if (--turn->depth > 0)
-        return;
-    __atomic_store_n(&turn->owner, 0, __ATOMIC_RELAXED);
-    if (__atomic_exchange_n(&turn->state, free_turn(), __ATOMIC_RELEASE) == free_turn() + 2)
-        syscall(SYS_futex, &turn->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-}
-
-/* ---- Made and destroyed -------------------------------------------------------------------------------- */
 
 typedef struct {
     PyObject_HEAD
@@ -75,6 +11,8 @@ typedef struct {
     Ring *outgoing;
     char ended; /* by the subclass, whose `_check_open` then says so */
 } Stream;
+
+/* ---- Made and destroyed -------------------------------------------------------------------------------- */
 
 /* What __new__ is given is for the subclass's __init__. */
 static PyObject *
@@ -220,7 +158,50 @@ write_all(Stream *self, const Call *call, int whole)
     return result;
 }
 
+/* Writes what is left of the line in which a wait came to an end by more than an event. How many of its bytes were
+ * written in all, or -1 and an error is set. */
+static Py_ssize_t
+write_on(Stream *self, PyObject *line, uint64_t deadline, size_t moved, int outcome)
+{
+    const Call call = {line, deadline};
+    PyObject *result = go_on(self, "_send_on", &call, 0, moved, outcome);
+    Py_ssize_t done = result == NULL ? -1 : PyLong_AsSsize_t(result);
+    Py_XDECREF(result);
+    return done;
+}
+
+/* How many bytes of all lines: fewer where the time was out; or -1 and an error is set. In one's turn. */
+static Py_ssize_t
+write_lines(Stream *self, PyObject *lines, uint64_t deadline)
+{
+    Py_ssize_t count = PyTuple_Size(lines), next = 0, total = 0;
+    while (next < count) {
+        Progress progress;
+        Py_ssize_t some = count - next < LINES_AT_ONCE ? count - next : LINES_AT_ONCE;
+        int outcome = pump_lines(self->outgoing, lines, next, some, deadline, &progress);
+        if (outcome < 0)
+            return -1;
+        total += (Py_ssize_t)progress.bytes;
+        next += progress.whole;
+        if (outcome == READY)
+            continue;
+        PyObject *line = PyTuple_GetItem(lines, next++);
+        Py_ssize_t done = write_on(self, line, deadline, progress.part, outcome);
+        if (done < 0 && total > 0 && PyErr_ExceptionMatches(PyExc_TimeoutError)) {
+            PyErr_Clear();
+            return total;
+        }
+        if (done < 0)
+            return -1;
+        total += done;
+        if ((size_t)done < progress.length)
+            return total;
+    }
+    return total;
+}
+
 static const char *const data_names[] = {"data", "timeout"};
+static const char *const lines_names[] = {"lines", "timeout"};
 static const char *const size_names[] = {"size", "timeout"};
 static const char *const most_names[] = {"most", "timeout"};
 static const char *const buffer_names[] = {"buffer", "timeout"};
@@ -241,6 +222,25 @@ stream_write(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject
     if (parse_call((Stream *)object, data_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "data") < 0)
         return NULL;
     return write_all((Stream *)object, &call, 0);
+}
+
+static PyObject *
+stream_writelines(PyObject *object, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Stream *self = (Stream *)object;
+    Call call;
+    if (parse_call(self, lines_names, args, nargs, keywords, &call) < 0 || check_subject(&call, "lines") < 0)
+        return NULL;
+    PyObject *lines = PySequence_Tuple(call.subject);
+    if (lines == NULL)
+        return NULL;
+    Py_ssize_t total = -1;
+    if (take_turn(&self->outgoing->turn, call.deadline) == 0) {
+        total = write_lines(self, lines, call.deadline);
+        end_turn(&self->outgoing->turn);
+    }
+    Py_DECREF(lines);
+    return total < 0 ? NULL : PyLong_FromSsize_t(total);
 }
 
 static PyObject * HOT
@@ -341,6 +341,8 @@ static PyMethodDef stream_methods[] = {
     CALL("write", stream_write, "data, timeout=None",
          "Write all of `data`; less only where the time was out, and then how many bytes: at least 1.\n\n"
          "PeerClosed where the peer has closed."),
+    CALL("writelines", stream_writelines, "lines, timeout=None",
+         "Write all of several buffers one after the other, as `write` does each, in one call: how many bytes."),
     CALL("read", stream_read, "most=65536, timeout=None",
          "Read what is there, at most `most` bytes, waiting for one at least; b\"\" where the peer has closed."),
     CALL("readinto", stream_readinto, "buffer, timeout=None",

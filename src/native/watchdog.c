@@ -121,7 +121,7 @@ stop_watching(Doorbell *doorbell)
     pthread_mutex_unlock(&lock);
 }
 
-uint32_t HANDOVER
+uint32_t HOT
 begin_watched_wait(Doorbell *doorbell)
 {
     uint32_t now = __atomic_load_n(&seconds, __ATOMIC_SEQ_CST);
@@ -133,7 +133,7 @@ begin_watched_wait(Doorbell *doorbell)
     return now;
 }
 
-int HANDOVER
+int HOT
 end_watched_wait(Doorbell *doorbell, uint32_t since)
 {
     __atomic_store_n(&doorbell->waits_since, 0, __ATOMIC_SEQ_CST);

@@ -36,7 +36,12 @@ class Running:
         self.argv = argv
         given = subprocess.PIPE if stdin is None or isinstance(stdin, bytes) else stdin
         self._process = subprocess.Popen(
-            argv, env=env, stdin=given, stdout=stdout or subprocess.PIPE, stderr=subprocess.PIPE
+            argv,
+            env=env,
+            stdin=given,
+            stdout=stdout or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that `ctrl_c` is for it and its children alone
         )
         self.pid = self._process.pid
         self._output: dict[str, bytes] = {"stdout": b"", "stderr": b""}
@@ -64,6 +69,10 @@ class Running:
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    def ctrl_c(self) -> None:
+        """SIGINT as from a terminal, whose processes all get it."""
+        os.killpg(self.pid, signal.SIGINT)
 
     def ended(self) -> subprocess.CompletedProcess[bytes]:
         """The end of the process, and what it printed that `line` did not take."""

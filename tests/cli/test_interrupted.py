@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import xengrant
 from xengrant.embedded import Machine
 from xengrant.testing import exchange
 
-from .shell import Running, User, sharing, until
+from .shell import DEADLINE, SIGNALS, Running, User, sharing, until
 
 Users = Callable[[int], User]
 
@@ -67,7 +69,7 @@ def test_ctrl_c_ends_it_cleanly(
         os.close(reader)
         _under_way(running, machine, stream, text)
         children = _children(running.pid)
-        running.signal(signal.SIGINT)
+        running.ctrl_c()
         done = running.ended()
         os.close(writer)
         assert done.returncode == status, done
@@ -100,3 +102,25 @@ def _parent(pid: int) -> int:
     except OSError:
         return 0
     return 0 if state == "Z" else int(parent)
+
+
+_INTERRUPTED_WHILE_COLLECTING = """
+import signal, sys, time
+from xengrant.cli import doctor, main
+class Garbage:
+    def __del__(self):
+        signal.raise_signal(int(sys.argv[1]))
+def run(args):
+    Garbage()
+    time.sleep(60)
+    return 0
+doctor.run = run
+sys.exit(main(["doctor"]))
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_falls_into_a_finalizer_is_not_lost(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", _INTERRUPTED_WHILE_COLLECTING, str(int(number))]
+    done = subprocess.run(command, capture_output=True, timeout=DEADLINE, check=False)
+    assert (done.returncode, done.stderr) == (128 + number, b"")

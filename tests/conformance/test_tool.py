@@ -60,7 +60,13 @@ def test_with_a_peer_its_agent_runs_the_other_halves(machine: Machine) -> None:
     ]
     assert {result["outcome"] for result in results} == {"passed"}
     assert {result["machine"] for result in results} == {"embedded machine, PV, dom0 and a guest"}
-    assert last == {"summary": "3 passed, 0 failed, 0 skipped"}
+    assert last == {
+        "event": "done",
+        "summary": "3 passed, 0 failed, 0 skipped",
+        "passed": 3,
+        "failed": 0,
+        "skipped": 0,
+    }
 
 
 def test_what_it_cannot_do_it_skips_and_says_why(machine: Machine) -> None:

@@ -4,6 +4,7 @@
 
 #include "ring.c"
 #include "ring_wait.c"
+#include "ring_pump.c"
 
 #include <setjmp.h>
 #include <string.h>
@@ -57,9 +58,9 @@ hook(int kind, const volatile void *at, unsigned int size, uint64_t value)
 static int rung;
 
 int
-ring_bell(Doorbell *doorbell)
+ring_held_bell(const Doorbell *doorbell, int bell)
 {
-    (void)doorbell;
+    (void)doorbell, (void)bell;
     hook(BELL, NULL, 0, 0);
     rung = 1;
     return 0;
@@ -68,9 +69,9 @@ ring_bell(Doorbell *doorbell)
 static int slept;
 
 Waited
-wait_for_change(Doorbell *doorbell, uint32_t seen, uint64_t deadline)
+wait_on_bell(Doorbell *doorbell, int bell, uint32_t seen, uint64_t deadline)
 {
-    (void)doorbell, (void)seen, (void)deadline;
+    (void)doorbell, (void)bell, (void)seen, (void)deadline;
     slept = 1;
     longjmp(stop, 2);
 }

@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "ring.c"
 #include "ring_wait.c"
+#include "ring_pump.c"
 
 #include <pthread.h>
 #include <sched.h>
@@ -30,17 +31,17 @@ static int over;
 uint32_t fork_generation;
 
 int
-ring_bell(Doorbell *doorbell)
+ring_held_bell(const Doorbell *doorbell, int bell)
 {
-    (void)doorbell;
+    (void)doorbell, (void)bell;
     rung = 1;
     return 0;
 }
 
 Waited
-wait_for_change(Doorbell *doorbell, uint32_t seen, uint64_t deadline)
+wait_on_bell(Doorbell *doorbell, int bell, uint32_t seen, uint64_t deadline)
 {
-    (void)doorbell, (void)seen, (void)deadline;
+    (void)doorbell, (void)bell, (void)seen, (void)deadline;
     slept = 1;
     return TIMED_OUT;
 }

@@ -79,16 +79,16 @@ def _fuzz(targets: Sequence[type[Target]], options: argparse.Namespace) -> int:
         for target in targets:
             runs.append(run(target, seed, options.seconds, options.inputs, options.file))
             _tell(runs[-1], seed)
+            if not options.file and options.inputs is None:
+                _record(runs[-1])
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    if not options.file and options.inputs is None:
-        _record(runs)
     return 1 if any(run.finding for run in runs) else 0
 
 
-def _record(runs: Sequence[Run]) -> None:
-    """Put these runs in place of the last ones of their targets, which others may do at the same time."""
+def _record(run: Run) -> None:
+    """Put this run in place of its target's last one, which others may do at the same time for theirs."""
     columns = ("target", "inputs", "seconds", "found")
     file = evidence.RUNS / "fuzz-embedded-machine.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _record(runs: Sequence[Run]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = json.loads(file.read_text())["rows"] if file.exists() else []
         rows = {row[0]: row for row in before if row[0] in TARGETS}
-        rows |= {run.target: [run.target, run.inputs, run.seconds, _found(run)] for run in runs}
+        rows[run.target] = [run.target, run.inputs, run.seconds, _found(run)]
         evidence.keep("fuzz", "embedded machine", columns, rows.values(), sum(row[2] for row in rows.values()))
 
 

@@ -92,6 +92,47 @@ def test_a_buffer_is_filled_over_many_rings_or_up_to_the_end(ends: Ends) -> None
     assert buffer[:4] == b"rest"
 
 
+def test_many_buffers_are_written_in_one_call(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=2048)
+    data = os.urandom(100_000)
+    lines = [data[at : at + 1500] for at in range(0, len(data), 1500)]
+    buffer = bytearray(len(data))
+    written: list[int] = []
+    writer = threading.Thread(target=lambda: written.append(client.writelines(lines, SOON)))
+    writer.start()
+    assert server.fill(buffer, SOON) == len(data)
+    writer.join(SOON)
+    assert written == [len(data)]
+    assert buffer == data
+    assert client.writelines([]) == client.writelines([b"", b""]) == 0
+    assert client.writelines(line for line in (b"one", b" two")) == 7
+    assert server.recv(7) == b"one two"
+
+
+def test_of_many_buffers_it_says_how_much_went_when_the_time_is_out(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=1024)
+    assert client.writelines([b"x" * 600, b"y" * 600, b"z"], 0.05) == 1024
+    with pytest.raises(TimeoutError, match="domain 1 read nothing"):
+        client.writelines([b"z"], 0.01)
+    assert server.recv(1024) == b"x" * 600 + b"y" * 424
+    assert client.writelines([b"a" * 1024, b"b"], 0.05) == 1024
+    assert server.recv(1024) == b"a" * 1024
+
+
+def test_of_many_buffers_one_that_is_none_leaves_those_before_written(ends: Ends) -> None:
+    server, client = ends(read_size=1024, write_size=1024)
+    lines = [b"x"] * 40
+    with pytest.raises(TypeError):
+        client.writelines([*lines, "text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError):
+        client.writelines(7)  # type: ignore[arg-type]
+    client.write(b".")
+    assert server.read().strip(b"x") == b"."
+    server.close()
+    with pytest.raises(PeerClosed):
+        client.writelines([b"x"])
+
+
 def test_a_stream_says_how_much_went_when_the_time_is_out(ends: Ends) -> None:
     server, client = ends(read_size=1024, write_size=2048)
     assert client.write(b"x" * 5000, 0.05) == 1024

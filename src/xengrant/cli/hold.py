@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from xengrant.xenstore import Watch
 
 __all__ = ["Hold", "deferred", "terminates"]
+
+_AGAIN = 0.01  # seconds
 
 
 class Hold:
@@ -97,7 +100,10 @@ class Hold:
 
 @contextlib.contextmanager
 def terminates() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `SystemExit` with the status that a shell expects, 143 and 129; not under nohup."""
+    """SIGTERM and SIGHUP raise `SystemExit` with the status that a shell expects, 143 and 129; not under nohup.
+
+    Neither they nor Ctrl-C are lost where they come while a finalizer runs.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,11 +111,31 @@ def terminates() -> Iterator[None]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, _exit) for number in numbers}
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: _come_again(unraisable) or hook(unraisable)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _come_again(unraisable: sys.UnraisableHookArgs) -> bool:
+    """Whether it is a signal that fell into a finalizer, where Python drops what is raised: then it comes once more."""
+    raised = unraisable.exc_value
+    if isinstance(raised, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    elif isinstance(raised, SystemExit) and raised.code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):
+        number = int(raised.code) - 128
+    else:
+        return False
+    main = threading.main_thread().ident
+    assert main is not None
+    later = threading.Timer(_AGAIN, signal.pthread_kill, (main, number))  # at once it would fall into this
+    later.daemon = True
+    later.start()
+    return True
 
 
 @contextlib.contextmanager

@@ -29,7 +29,8 @@ _OPEN = frozenset(XenbusState) - {XenbusState.UNKNOWN, XenbusState.CLOSED}
 class Backend:
     """The back end of one device: subclass it for a kind, and override what the kind needs.
 
-    A hook that raises, or takes longer than the bus allows, fails this device and no other.
+    `device` is the `Device` that it is the back end of. A hook that raises, or takes longer than the bus allows, fails
+    this device and no other.
     """
 
     def __init__(self, device: Device) -> None:

@@ -62,11 +62,11 @@ _PATIENCE = 1.0  # seconds that one wait lasts, or short ones go on, before the 
 class Vchan(Stream):
     """One end of a vchan.
 
-    `send` and `recv` move messages whole, `write`, `fill`, `read` and `readinto` a stream; `reserve` with `commit` and
-    `peek` with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and then raises
-    `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read` gives b"". All
-    may raise `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone, and
-    `InterfaceClosed` where this end is closed meanwhile.
+    `send` and `recv` move messages whole, `write`, `writelines`, `fill`, `read` and `readinto` a stream; `reserve` with
+    `commit` and `peek` with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and
+    then raises `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read`
+    gives b"". All may raise `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone,
+    and `InterfaceClosed` where this end is closed meanwhile.
 
     Threads: any call from any thread; those that read do so one after the other, those that write too.
     """

@@ -34,6 +34,8 @@ _CALLS = [
     "recv",
     "read",
     "readinto",
+    "writelines",
+    "fill",
     "data_ready",
     "buffer_space",
     "peek",
@@ -77,8 +79,10 @@ def _call(victim: Vchan, name: str, size: int) -> None:
         assert len(victim.recv(size, _SOON)) == size
     elif name == "read":
         assert len(victim.read(size, _SOON)) <= size
-    elif name == "readinto":
-        assert victim.readinto(bytearray(size), _SOON) <= size
+    elif name in ("readinto", "fill"):
+        assert getattr(victim, name)(bytearray(size), _SOON) <= size
+    elif name == "writelines":
+        assert 0 <= victim.writelines([b"x" * (size // 3)] * 3, _SOON) <= size
     elif name in ("data_ready", "buffer_space"):
         assert 0 <= getattr(victim, name)() <= (1 << 16)
     elif name == "peek":

@@ -276,14 +276,16 @@ class InPlace(Case):
 
 
 class Filled(Case):
-    """A buffer larger than the ring is filled in one call, and less of it only where the peer has closed"""
+    """A buffer larger than the ring is filled in one call, from many written in one, and less of it only at the end"""
 
-    source = f"{IO}, libxenvchan_read, called until all is there"
+    source = f"{IO}, libxenvchan_read and libxenvchan_write, called until all has moved"
     peer = "client"
 
     def server(self, here: Here) -> None:
         with _serving(here, read_size=1024, write_size=1024) as end:
-            equal(end.write(here.noise(50_000), SOON), 50_000, "bytes written")
+            data = memoryview(here.noise(50_000))
+            lines = [data[at : at + 700] for at in range(0, len(data), 700)]
+            equal(end.writelines(lines, SOON), 50_000, "bytes written")
             equal(end.write(b"rest", SOON), 4, "bytes written")
             here.hear("filled")
 
