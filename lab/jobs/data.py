@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 
-from lab.dom0 import PROJECT, SITE, Guest
-from lab.dom0.places import LIBRARIES
+from lab.dom0 import PROJECT, SITE, SITE_FILES, Guest
 
 SECONDS = 300
 PEER = PROJECT / "lab" / "data_peer.py"
@@ -20,8 +19,7 @@ def main() -> int:
     if not (SITE / "pyarrow").is_dir():
         sys.exit("this job needs NumPy and Arrow: python3 -m lab run --with numpy --with pyarrow data")
     failed = 0
-    libstdcpp = LIBRARIES / "libstdc++.so.6"  # dom0 has it, guests of other jobs need none
-    files = {"/opt/lab/data_peer.py": PEER, "/opt/site": SITE, str(libstdcpp): libstdcpp}
+    files = {"/opt/lab/data_peer.py": PEER, **SITE_FILES}
     started = time.monotonic()
     with Guest.create("data", memory=1536, files=files) as guest:
         print(f"a guest with NumPy and Arrow in {time.monotonic() - started:.0f} s", flush=True)
