@@ -177,9 +177,6 @@ void stop_watching(Doorbell *doorbell);
 uint32_t begin_watched_wait(Doorbell *doorbell);
 int end_watched_wait(Doorbell *doorbell, uint32_t since);
 
-void watchdog_before_fork(void);
-void watchdog_after_fork(int in_child);
-
 /* ---- Turn: one thread after the other, and a thread's own signal handlers inside it -------------------------- */
 
 typedef struct {
@@ -326,6 +323,12 @@ PyObject *make_held(PyTypeObject *type, PyObject *whose, PyObject *names, Mappin
 
 /* Returns 0 or an errno; only the first call in a process does anything. */
 int register_at_fork(void);
+
+/* What its handlers call, each pair in a parent or a child; between the two of one, no other thread maps or waits. */
+void mappings_before_fork(void);
+void mappings_after_fork(int in_child);
+void watchdog_before_fork(void);
+void watchdog_after_fork(int in_child);
 
 /* How many forks lie between this process and the one that loaded the module: locks of another are nobody's. */
 extern uint32_t fork_generation;
