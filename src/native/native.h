@@ -302,6 +302,21 @@ PyObject *mapping_get_closed(PyObject *object, void *closure);
 /* Of descriptor.c, for a mapping with `granted`: called without the GIL once the memory is gone. */
 void end_grants(Mapping *self);
 
+/* ---- Region: a buffer, held for a call ----------------------------------------------------------------------- */
+
+/* What is used most is held with less work than the buffer protocol is. */
+typedef struct {
+    char *at;
+    Py_ssize_t length;
+    Mapping *mapping; /* held as its own views hold it, or NULL */
+    int viewed;       /* whether it is held by the view; bytes need no holding, since the caller has them */
+    Py_buffer view;
+} Region;
+
+/* `mapping` is the owner, where that is one, or NULL. 0, or -1 and an error is set. */
+int take_region(PyObject *owner, Mapping *mapping, int writing, Region *region);
+void release_region(Region *region);
+
 /* ---- Held: a mapping with what its pages are called by ----------------------------------------------------- */
 
 typedef struct {
