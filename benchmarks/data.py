@@ -18,12 +18,14 @@ from multiprocessing.connection import Connection
 
 import xengrant
 from benchmarks.data_ways import SOON, WAYS, Place
-from benchmarks.vchan_local import cpu
 from xengrant.embedded import Machine
 
 SIZES = {"4 KiB": 4 << 10, "64 KiB": 64 << 10, "1 MiB": 1 << 20, "16 MiB": 16 << 20}
 TURN = 64 << 20  # bytes of a turn, which has at most MOST messages
 MOST = 200
+
+Figures = dict[str, list[float]]
+"""By way, the seconds that a message took in each turn."""
 
 
 def serve(url: str, directory: str, orders: Connection) -> None:
@@ -37,18 +39,16 @@ def serve(url: str, directory: str, orders: Connection) -> None:
                 orders.send("ready")
                 while turn := orders.recv():
                     number, count = turn
-                    before = cpu()
                     for _ in range(count):
                         hands[number]()
-                    orders.send(cpu() - before)
+                    orders.send("done")
             orders.send("closed")
 
 
-def measure(place: Place, orders: Connection, kind: str, size: int, turns: int) -> dict[str, list[tuple[float, float]]]:
-    """By way, (seconds, processor time of both) of one message in each turn."""
+def measure(place: Place, orders: Connection, kind: str, size: int, turns: int) -> Figures:
     ways = [way for way in WAYS if way.kind == kind]
     count = max(1, min(MOST, TURN // size))
-    figures: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
+    figures: Figures = {way.name: [] for way in ways}
     with ExitStack() as stack:
         hands = [stack.enter_context(way.out(place, size, **way.options)) for way in ways]
         orders.send((kind, size))
@@ -56,13 +56,13 @@ def measure(place: Place, orders: Connection, kind: str, size: int, turns: int) 
         for turn in range(turns + 1):
             for number, way in enumerate(ways):
                 orders.send((number, count))
-                before, started = cpu(), time.perf_counter()
+                started = time.perf_counter()
                 for _ in range(count):
                     hands[number]()
                 taken = time.perf_counter() - started
-                used = cpu() - before + orders.recv()
+                assert orders.recv() == "done"
                 if turn:  # the first warms up
-                    figures[way.name].append((taken / count, used / count))
+                    figures[way.name].append(taken / count)
         orders.send(None)
         assert orders.recv() == "closed"
     return figures
@@ -77,31 +77,35 @@ def main() -> None:
     with Machine(gntalloc_limit=16384) as machine, tempfile.TemporaryDirectory() as directory:
         process = context.Process(target=serve, args=(machine.url(2), directory, theirs), daemon=True)
         process.start()
-        print(f"load of the host before: {os.getloadavg()[0]:.2f}; {options.turns} turns\n")
-        print("| | | one message | ratio | 10th-90th | processor time of both |\n|---|---|---|---|---|---|")
+        print(f"{options.turns} turns; load of the host before: {os.getloadavg()[0]:.1f}", flush=True)
         with xengrant.connect(machine.url(1)) as domain:
             machine.create(2)
             for kind in ("array", "table", "object"):
+                found = {}
                 for label, size in SIZES.items():
-                    figures = measure(Place(domain, 2, directory), ours, kind, size, options.turns)
-                    report(f"{kind}, {label}", figures)
+                    found[label] = measure(Place(domain, 2, directory), ours, kind, size, options.turns)
                     for name in os.listdir(directory):
                         os.unlink(f"{directory}/{name}")
+                report(kind, found)
         ours.send(None)
         process.join(SOON)
 
 
-def report(title: str, figures: dict[str, list[tuple[float, float]]]) -> None:
-    base = next(iter(figures.values()))
-    for name, turns in figures.items():
-        ratios = sorted(was / taken for (was, _), (taken, _) in zip(base, turns, strict=True))
-        low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
-        median, used = (statistics.median(column) * 1e6 for column in zip(*turns, strict=True))
-        spread = "" if turns is base else f"{low:.2f}-{high:.2f}"
-        print(
-            f"| {title} | {name} | {median:,.0f} us | {statistics.median(ratios):.2f} | {spread} | {used:,.0f} us |",
-            flush=True,
-        )
+def report(kind: str, found: dict[str, Figures]) -> None:
+    """For each way and size the median, its ratio to the first way's turn of the same round, and the spread of that."""
+    print(f"\n| {kind} | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+    for name in next(iter(found.values())):
+        cells = [_cell(figures[name], next(iter(figures.values()))) for figures in found.values()]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _cell(turns: list[float], base: list[float]) -> str:
+    median = f"{statistics.median(turns) * 1e6:,.0f} us"
+    if turns is base:
+        return median
+    ratios = sorted(was / taken for was, taken in zip(base, turns, strict=True))
+    low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+    return f"{median}, {statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
 
 
 if __name__ == "__main__":

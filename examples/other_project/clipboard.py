@@ -1,14 +1,15 @@
 """A clipboard between domains: one offers a text, another takes it. The software of a project that uses xengrant.
 
-    python3 clipboard.py offer 2 hello        in domain 1: offers until its standard input ends
+    python3 clipboard.py offer 2 hello        in domain 1: offers until Ctrl-C
     python3 clipboard.py take 1               in domain 2: prints hello
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import xengrant
 
@@ -42,7 +43,7 @@ def take(domain: xengrant.Domain, owner: int, timeout: float = 10) -> str:
 if __name__ == "__main__":
     with xengrant.connect() as here:
         if sys.argv[1] == "offer":
-            with offer(here, int(sys.argv[2]), sys.argv[3]):
-                sys.stdin.read()
+            with offer(here, int(sys.argv[2]), sys.argv[3]), suppress(KeyboardInterrupt):
+                signal.pause()
         else:
             print(take(here, int(sys.argv[2])))

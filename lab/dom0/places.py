@@ -16,6 +16,7 @@ __all__ = [
     "RELEASE",
     "RESULTS",
     "SITE",
+    "SITE_FILES",
     "UNDER_TEST",
     "request",
 ]
@@ -43,6 +44,9 @@ ARM64 = platform.machine() == "aarch64"
 
 LIBRARIES = Path("/usr/lib") / f"{platform.machine()}-linux-gnu"
 """Where Debian has its libraries, here and in guests."""
+
+SITE_FILES = {str(path): path for path in (SITE, LIBRARIES / "libstdc++.so.6")}
+"""`files=` of a guest that is to have the packages too, with the C++ library that many need and its image lacks."""
 
 
 def request() -> dict[str, object]:

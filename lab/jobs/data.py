@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from lab.dom0 import PROJECT, SITE, Guest
+from lab.dom0 import PROJECT, SITE, SITE_FILES, Guest
 
 SECONDS = 300
 PEER = PROJECT / "lab" / "data_peer.py"
@@ -19,7 +19,7 @@ def main() -> int:
     if not (SITE / "pyarrow").is_dir():
         sys.exit("this job needs NumPy and Arrow: python3 -m lab run --with numpy --with pyarrow data")
     failed = 0
-    files = {"/opt/lab/data_peer.py": PEER, "/opt/site": SITE}
+    files = {"/opt/lab/data_peer.py": PEER, **SITE_FILES}
     started = time.monotonic()
     with Guest.create("data", memory=1536, files=files) as guest:
         print(f"a guest with NumPy and Arrow in {time.monotonic() - started:.0f} s", flush=True)

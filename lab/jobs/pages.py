@@ -10,8 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.dom0 import PROJECT, SITE, Guest
-from lab.dom0.places import LIBRARIES
+from lab.dom0 import PROJECT, SITE, SITE_FILES, Guest
 from tests.docs.parsing import blocks_of
 
 SECONDS = 120.0
@@ -29,8 +28,7 @@ def main() -> None:
                 (PROGRAMS / block.options.file).write_text(block.text)
     files: dict[str, Path | bytes] = {str(PROGRAMS): PROGRAMS}
     if SITE.exists():
-        files[str(SITE)] = SITE
-        files[f"{LIBRARIES}/libstdc++.so.6"] = LIBRARIES / "libstdc++.so.6"  # NumPy's wheel needs it
+        files |= SITE_FILES
     with Guest.create("pages", files=files, memory=1024 if SITE.exists() else 256) as guest:
         for granter, mapper in PAIRS:
             _run(guest, in_guest=granter, in_dom0=mapper)

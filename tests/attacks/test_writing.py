@@ -226,7 +226,7 @@ def test_writing_to_a_read_only_grant(
 
 
 @pytest.mark.parametrize("granted", [True], ids=["writable grant"])
-@pytest.mark.parametrize("way", WRITES.keys() - {"in an accomplice's process"})
+@pytest.mark.parametrize("way", [way for way in WRITES if way != "in an accomplice's process"])
 def test_writing_through_a_read_only_map(readonly_map: tuple[Mapping, Kept], way: str, outcome: Outcome) -> None:
     """write through a map that was asked for reading, of a grant that allows writing"""
     mine, kept = readonly_map

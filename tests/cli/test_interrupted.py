@@ -65,7 +65,7 @@ def test_ctrl_c_ends_it_cleanly(
         before = machine.leaks()
         words = command.replace("FOLDER", str(tmp_path)).replace("REF", str(share.refs[0])).split()
         reader, writer = os.pipe()  # a stdin that does not end
-        running = user(domid).start(*words, stdin=reader, TMPDIR=str(temporary))
+        running = user(domid).interruptible(*words, stdin=reader, TMPDIR=str(temporary))
         os.close(reader)
         _under_way(running, machine, stream, text)
         children = _children(running.pid)

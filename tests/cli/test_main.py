@@ -63,8 +63,13 @@ def test_without_xen_the_error_says_what_to_do(nobody: User) -> None:
 
 
 @pytest.mark.parametrize("url", ["nonsense", "embedded:", "embedded:/tmp?domid=x", "xen:1"])
-def test_a_url_that_names_no_machine_is_one_line(nobody: User, url: str) -> None:
-    assert "embedded:DIR" in one_line(nobody.run("share", "--to", "2", "--url", url), 1)
+def test_a_url_that_names_no_machine_is_wrong_usage(nobody: User, url: str) -> None:
+    for arguments in (["share", "--to", "2", "--url", url], ["--url", url, "share", "--to", "2"]):
+        done = nobody.run(*arguments)
+        assert done.returncode == 64
+        assert b"error: argument --url: " in done.stderr
+        assert b"embedded:DIR" in done.stderr
+    assert "embedded:DIR" in one_line(nobody.run("share", "--to", "2", XENGRANT_URL=url), 1)
 
 
 def test_a_url_may_stand_before_or_after_the_command(nobody: User, machine: Machine) -> None:

@@ -58,7 +58,6 @@ def start(request: pytest.FixtureRequest, there: int) -> Iterator[Callable[..., 
             program = subprocess.Popen(
                 [sys.executable, str(PROJECT / "clipboard.py"), *arguments],
                 env={**os.environ, "XENGRANT_URL": request.getfixturevalue("xen_machine").url(there)},
-                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -68,7 +67,7 @@ def start(request: pytest.FixtureRequest, there: int) -> Iterator[Callable[..., 
 
         def start_in_guest(*arguments: str) -> Callable[[float], str]:
             guest = request.getfixturevalue("guest")
-            command = guest.start(f"sleep 1000 | python3 /opt/clipboard/clipboard.py {' '.join(arguments)}")
+            command = guest.start(f"exec python3 /opt/clipboard/clipboard.py {' '.join(arguments)}")
             killing.callback(command.kill)
             return lambda timeout: str(command.wait(timeout).output)
 

@@ -35,6 +35,7 @@ __all__ = [
     "resolve_peer",
     "ring_size",
     "seconds",
+    "url",
 ]
 
 
@@ -46,6 +47,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("common options")
     group.add_argument(
         "--url",
+        type=url,
         default=argparse.SUPPRESS,
         help="the machine and the domain: xen: (this kernel) or embedded:DIR?domid=N; "
         "default: the environment's XENGRANT_URL, else xen:",
@@ -64,6 +66,17 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="as --verbose, and show where in the code an error came from",
     )
+
+
+def url(text: str) -> str:
+    """A machine's URL; whether that machine is there, connecting tells."""
+    from xengrant.devices import open_system
+
+    try:
+        open_system(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def add_ring_sizes(parser: argparse.ArgumentParser) -> None:

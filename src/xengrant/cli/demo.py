@@ -20,6 +20,7 @@ from typing import Any, Self
 from xengrant.abi.grant_table import GNTST_GENERAL_ERROR, GNTST_OKAY, NR_RESERVED_ENTRIES
 from xengrant.cli import arguments, output, statuses
 from xengrant.cli.dump import escape, printable
+from xengrant.cli.hold import deferred
 from xengrant.embedded import Machine
 
 _DEADLINE = 15.0  # seconds for any one answer
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     with Machine() as machine, contextlib.ExitStack() as stack:
         story.title("xengrant demo: an embedded machine, and processes as its domains. No Xen, no root.")
-        one, two, three = (stack.enter_context(_Actor(machine.url(domid), domid)) for domid in (1, 2, 3))
+        with deferred():  # a process that nobody knew yet would be left behind
+            one, two, three = (stack.enter_context(_Actor(machine.url(domid), domid)) for domid in (1, 2, 3))
         try:
             for chapter in (_start, _share, _meet, _map, _write, _notify, _refuse, _revoke, _end):
                 chapter(story, machine, one, two, three)
