@@ -107,7 +107,7 @@ refs_of(const struct ioctl_gntalloc_alloc_gref *request)
     PyObject *refs = PyTuple_New(request->count);
     for (uint32_t i = 0; refs != NULL && i < request->count; i++) {
         uint32_t number = request->gref_ids[i]; /* PyLong_FromLong is the one that has a short way */
-        PyObject *ref = number <= LONG_MAX ? PyLong_FromLong((long)number) : PyLong_FromUnsignedLong(number);
+        PyObject *ref = sizeof(long) > sizeof number ? PyLong_FromLong((long)number) : PyLong_FromUnsignedLong(number);
         if (ref == NULL)
             Py_CLEAR(refs);
         else

@@ -6,10 +6,14 @@
  * exported through the buffer protocol, which cannot be unmapped under a view. Descriptor, an open file
  * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
  * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
- * two make a Share or a Mapped. Each has a file: words.c, mapping.c, descriptor.c and held.c; grants.c decodes
- * whole grant tables; ring.c has the two ends of a ring of bytes, ring_wait.c their waits, doorbell.c the port that they
- * wait on, and watchdog.c the end of waits that have none; stream.c is both ends of a vchan together; block.c serves the
- * ring of a block device. native.h is what the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
+ * two make a Share or a Mapped.
+ *
+ * Each subject has a file, or several that begin with its name and share a header (mapping.h, ring.h, block.h):
+ * words.c; mapping.c; descriptor.c; held.c; grants.c, which decodes whole grant tables; ring.c, the two ends of a ring
+ * of bytes, with their waits, and stream.c, both ends of a vchan together; doorbell.c, the port that they wait on,
+ * watchdog.c, the end of waits that have none, and turn.c, one thread after the other; block.c, which serves the ring of
+ * a block device; region.c, a buffer that is held for a call; and fork.c, what a fork does to all this. native.h is what
+ * the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
  * in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API

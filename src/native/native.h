@@ -177,9 +177,6 @@ void stop_watching(Doorbell *doorbell);
 uint32_t begin_watched_wait(Doorbell *doorbell);
 int end_watched_wait(Doorbell *doorbell, uint32_t since);
 
-void watchdog_before_fork(void);
-void watchdog_after_fork(int in_child);
-
 /* ---- Turn: one thread after the other, and a thread's own signal handlers inside it -------------------------- */
 
 typedef struct {
@@ -305,6 +302,21 @@ PyObject *mapping_get_closed(PyObject *object, void *closure);
 /* Of descriptor.c, for a mapping with `granted`: called without the GIL once the memory is gone. */
 void end_grants(Mapping *self);
 
+/* ---- Region: a buffer, held for a call ----------------------------------------------------------------------- */
+
+/* What is used most is held with less work than the buffer protocol is. */
+typedef struct {
+    char *at;
+    Py_ssize_t length;
+    Mapping *mapping; /* held as its own views hold it, or NULL */
+    int viewed;       /* whether it is held by the view; bytes need no holding, since the caller has them */
+    Py_buffer view;
+} Region;
+
+/* `mapping` is the owner, where that is one, or NULL. 0, or -1 and an error is set. */
+int take_region(PyObject *owner, Mapping *mapping, int writing, Region *region);
+void release_region(Region *region);
+
 /* ---- Held: a mapping with what its pages are called by ----------------------------------------------------- */
 
 typedef struct {
@@ -326,6 +338,12 @@ PyObject *make_held(PyTypeObject *type, PyObject *whose, PyObject *names, Mappin
 
 /* Returns 0 or an errno; only the first call in a process does anything. */
 int register_at_fork(void);
+
+/* What its handlers call, each pair in a parent or a child; between the two of one, no other thread maps or waits. */
+void mappings_before_fork(void);
+void mappings_after_fork(int in_child);
+void watchdog_before_fork(void);
+void watchdog_after_fork(int in_child);
 
 /* How many forks lie between this process and the one that loaded the module: locks of another are nobody's. */
 extern uint32_t fork_generation;

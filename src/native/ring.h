@@ -1,4 +1,6 @@
-/* What ring.c, which never waits, and ring_wait.c share. */
+/* What the files of a ring's ends share: ring.c, which never waits; ring_wait.c, which does; and ring_pump.c, which moves
+ * as much as there is, and waits in between.
+ */
 
 #ifndef XENGRANT_RING_H
 #define XENGRANT_RING_H
@@ -11,19 +13,6 @@
 
 /* Copies shorter than this, some 10 us, keep the GIL: giving it up can cost a wait for another thread's turn, 5 ms. */
 #define WITHOUT_GIL 131072
-
-/* A buffer, held for a call: what is used most with less work than the buffer protocol is. */
-typedef struct {
-    char *at;
-    Py_ssize_t length;
-    Mapping *mapping; /* held as its own views hold it, or NULL */
-    int viewed;       /* whether it is held by the view; bytes need no holding, since the caller has them */
-    Py_buffer view;
-} Region;
-
-/* `mapping` is the owner, where that is one, or NULL. 0, or -1 and an error is set. */
-int take_region(PyObject *owner, Mapping *mapping, int writing, Region *region);
-void release_region(Region *region);
 
 /* A call's view of the shared memory. */
 typedef struct {

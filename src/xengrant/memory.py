@@ -1,5 +1,5 @@
 """Shared pages as a Python buffer: `Mapping`, which every device's mmap() returns and every share and mapped grant
-exposes. It is written in C, in `src/native/mapping.c`; this module is its public home.
+exposes. It is written in C, in `src/native/mapping.c` and its neighbours; this module is its public home.
 """
 
 from xengrant._native import Mapping

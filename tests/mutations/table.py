@@ -98,7 +98,7 @@ MUTATIONS: dict[str, Mutation] = {
     "copy.each_has_its_status": M("gnttab.py", "abi.segment_status(table, i)", "abi.segment_status(table, 0)"),
     "copy.from_grant": M("embedded/grants.py", "view[page.offset + offset : page.offset", "view[offset : page.offset"),
     "copy.many_segments": M("embedded/grant_copy.py", "for i in range(count):", "for i in range(min(count, 16)):"),
-    "copy.mapped_destination": M("devices/socket.py", "_others_memory.add(mapping)", "pass"),
+    "copy.mapped_destination": M("devices/socket_pages.py", "_others_memory.add(mapping)", "pass"),
     "copy.offsets": M("gnttab.py", "return ref, offset, domid", "return ref, 0, domid"),
     "copy.read_only_destination": M(
         "embedded/grants.py", "readonly=False, pins=1, mapping=False", "readonly=True, pins=1, mapping=False"

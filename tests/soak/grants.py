@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from tests.soak.links import LONG, PATIENCE, Link, life_of
+from tests.soak.links import LONG, PATIENCE, Setting, Side
 from xengrant import (
     CopySegment,
     Gnttab,
@@ -25,7 +25,6 @@ from xengrant import (
     Port,
     Share,
     UnmapNotify,
-    XenStore,
     _native,
 )
 from xengrant.abi.xen import PAGE_SIZE
@@ -59,7 +58,7 @@ def _pattern(number: int, sequence: int, pages: int) -> bytes:
     return b"".join(_MARK.pack(number, sequence, page) * (PAGE_SIZE // _MARK.size) for page in range(pages))
 
 
-class _Session(Link):
+class _Session(Side):
     """What both sides have: waiting for the other's event, while it is there."""
 
     _their_live: int
@@ -78,18 +77,14 @@ class _Session(Link):
 class Front(_Session):
     _their_live = _BACK_LIVE
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, setting: Setting, peer: int) -> None:
+        super().__init__(setting, peer)
         self._gntshr = self.domain.gntshr()
         self._channels = self.domain.evtchn()
-        self._store = self.domain.xenstore()
         self._sequence = 0
         self._ring: FrontRing
 
-    def session(self) -> None:
-        life = life_of(self._store, self.peer)
-        if life is None:
-            return
+    def meet(self, life: str) -> None:
         with ExitStack() as held:
             port = held.enter_context(self._channels.bind_unbound(self.peer))
             notify = UnmapNotify(clear_byte=_FRONT_LIVE, port=port)
@@ -187,17 +182,13 @@ class Back(_Session):
     _their_live = _FRONT_LIVE
     answers = True
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, setting: Setting, peer: int) -> None:
+        super().__init__(setting, peer)
         self._gnttab: Gnttab = self.domain.gnttab()
         self._channels = self.domain.evtchn()
-        self._store: XenStore = self.domain.xenstore()
         self._is_gone: Callable[[], bool]  # whether the front of this session is
 
-    def session(self) -> None:
-        life = life_of(self._store, self.peer)
-        if life is None:
-            return
+    def meet(self, life: str) -> None:
         (grant,) = self.domain.find(self.peer, path_to(self.setting.domid), 0.5)
         with ExitStack() as held:
             # A notification writes, so the page is looked at first; while it is mapped its ref stays what it is.

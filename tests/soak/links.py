@@ -19,7 +19,7 @@ import xengrant
 from tests.soak.machine import LIFE
 from xengrant import GrantError, InterfaceUnavailable, ProtocolError, XenStore
 
-__all__ = ["LONG", "PATIENCE", "Link", "Setting", "life_of"]
+__all__ = ["LONG", "PATIENCE", "Link", "Setting", "Side"]
 
 LONG = 60.0  # seconds; no wait of a process whose peer lives is as long
 PATIENCE = 10.0  # seconds that a session is offered before another is
@@ -89,7 +89,24 @@ class Link(threading.Thread):
         return lambda: self.over.is_set() or time.monotonic() > deadline
 
 
-def life_of(store: XenStore, domid: int) -> str | None:
+class Side(Link):
+    """One of the two sides of sessions, each with one life of the peer's domain. Subclasses have `meet`."""
+
+    def __init__(self, setting: Setting, peer: int) -> None:
+        super().__init__(setting, peer)
+        self._store = self.domain.xenstore()
+
+    def session(self) -> None:
+        life = _life_of(self._store, self.peer)
+        if life is not None:
+            self.meet(life)
+
+    def meet(self, life: str) -> None:
+        """As `session`, with the peer whose node `life` is."""
+        raise NotImplementedError
+
+
+def _life_of(store: XenStore, domid: int) -> str | None:
     """The node of the domain's present life; None where it is not there."""
     home = f"/local/domain/{domid}/{LIFE}"
     try:

@@ -11,8 +11,8 @@ import random
 import struct
 from functools import cache
 
-from tests.soak.links import LONG, PATIENCE, Link, life_of
-from xengrant import PeerClosed, XenStore, vchan
+from tests.soak.links import LONG, PATIENCE, Side
+from xengrant import PeerClosed, vchan
 from xengrant.vchan.endpoint import Vchan
 
 __all__ = ["SIDES"]
@@ -46,7 +46,7 @@ class _Stream:
         return self._view[at : at + count]
 
 
-class _End(Link):
+class _End(Side):
     """What both ends do."""
 
     def greet(self, end: Vchan) -> _Stream:
@@ -118,14 +118,7 @@ class _End(Link):
 
 
 class Server(_End):
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self._store: XenStore = self.domain.xenstore()
-
-    def session(self) -> None:
-        life = life_of(self._store, self.peer)
-        if life is None:
-            return
+    def meet(self, life: str) -> None:
         reads, writes = (1 << self.random.randint(10, 18) for _ in range(2))
         with (
             self.domain.peer(self.peer, life) as peer,
@@ -151,14 +144,7 @@ class Server(_End):
 class Client(_End):
     answers = True
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self._store: XenStore = self.domain.xenstore()
-
-    def session(self) -> None:
-        life = life_of(self._store, self.peer)
-        if life is None:
-            return
+    def meet(self, life: str) -> None:
         with (
             self.domain.peer(self.peer, life) as peer,
             vchan.connect(self.peer, _NAME, domain=self.domain, peer=peer, timeout=0.5) as end,

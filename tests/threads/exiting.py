@@ -17,8 +17,7 @@ from contextlib import ExitStack
 import xengrant
 from xengrant import vchan
 
-from .async_things import KINDS as LOOPED
-from .things import KINDS, LONG, Domains, Thing, in_a_call, until
+from .things import KINDS, LONG, LOOPED, Domains, Thing, in_a_call, until
 
 
 def open_everything(directory: str, held: ExitStack) -> list[Thing]:

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple, NoReturn
 from xengrant.devices.client import ask
 from xengrant.errors import GrantError
 
-from . import async_things, things
+from . import things
 from .things import LONG, Domains, Thing, in_a_call, until
 
-KINDS = {**things.KINDS, **async_things.KINDS}
+KINDS = {**things.KINDS, **things.LOOPED}
 _COUNTED = ("grants", "mapped", "maps", "mmaps", "ports", "files", "connections")
 
 

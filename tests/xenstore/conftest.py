@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from xengrant.errors import XenStoreError
 from xengrant.xenstore import XenStore
 
 from .store_server import SocketDevice, StoreServer
@@ -48,3 +49,10 @@ def pair() -> Iterator[tuple[SocketDevice, socket.socket]]:
     yield device, theirs
     device.close()
     theirs.close()
+
+
+@contextmanager
+def refused(number: int, says: str) -> Iterator[None]:
+    with pytest.raises(XenStoreError, match=says) as caught:
+        yield
+    assert caught.value.errno == number

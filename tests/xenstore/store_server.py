@@ -18,7 +18,7 @@ from xengrant.abi.xs_wire import Operation
 from xengrant.devices import Device
 from xengrant.embedded.xenstored import ProtocolViolation, StoreConnection, XenStored
 
-from .worker import LONG
+from .worker import LONG, Worker
 
 T = TypeVar("T")
 
@@ -242,3 +242,16 @@ class StoreServer:
         self._clients.remove(client)
         self._selector.unregister(client.sock)
         client.sock.close()
+
+
+def hold(server: StoreServer) -> threading.Event:
+    """Stop the server until the event is set."""
+    held, stopped = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        held.wait(LONG)
+
+    Worker(lambda: server.call(stop))
+    assert stopped.wait(LONG)
+    return held

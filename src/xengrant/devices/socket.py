@@ -1,8 +1,7 @@
 """An embedded machine's devices: `SocketSystem`, from ``embedded:DIRECTORY?domid=N``, and the files it opens.
 
-`open_system` makes the system; nothing else imports this. One connection is one open file. Requests that only concern
-this process are answered here: the address of a mapping (gntdev), and everything that is done with a bound port
-(`socket_events.py`). Ioctls with pointers carry the bytes along.
+`open_system` makes the system. One connection is one open file, a `SocketDevice`; `socket_pages.py` and
+`socket_events.py` have those with something of their own. Ioctls with pointers carry the bytes along.
 """
 
 from __future__ import annotations
@@ -15,24 +14,20 @@ import sys
 import threading
 import warnings
 import weakref
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
-from xengrant.abi import gntalloc, gntdev
-from xengrant.abi.grant_table import GNTST_BAD_PAGE, GNTST_OKAY
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
 from xengrant.descriptors import needing_descriptors
 from xengrant.devices import Device, Pointer, System, wire
 from xengrant.devices.client import Client, Reply, ask
-from xengrant.devices.pages import replace_pages
 from xengrant.devices.wire import Direction, Kind
 from xengrant.errors import InterfaceUnavailable
 from xengrant.memory import Mapping
 
-__all__ = ["SocketDevice", "SocketSystem"]
+__all__ = ["Place", "SocketDevice", "SocketSystem", "Unmapped", "scatter"]
 
 _DIRECTIONS = {"in": Direction.IN, "out": Direction.OUT, "inout": Direction.INOUT, "map": Direction.MAP}
 
@@ -69,6 +64,7 @@ class SocketSystem(System):
 
     def _open(self, name: str) -> Device:
         from xengrant.devices.socket_events import EvtchnDevice, XenbusDevice
+        from xengrant.devices.socket_pages import GntallocDevice, GntdevDevice, PrivcmdDevice
 
         opened: dict[str, Callable[[str, Client], Device]] = {
             "gntalloc": GntallocDevice,
@@ -96,7 +92,7 @@ class SocketSystem(System):
         return lines
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a mapping is: its address here, and the file's bytes that it shows."""
 
     address: int
@@ -104,7 +100,7 @@ class _Place(NamedTuple):
     length: int
 
 
-class _Unmapped:
+class Unmapped:
     """What a mapping calls when its memory is gone: tells the device, then whoever asked for the mapping.
 
     `later`: the machine is told with the next request. So is undone what failed or was interrupted, since a machine
@@ -136,9 +132,9 @@ class SocketDevice(Device):
         super().__init__(name)
         self._client = client
         self._lock = threading.Lock()
-        self._unmapped: deque[_Unmapped] = deque()
+        self._unmapped: deque[Unmapped] = deque()
         self._cookies = itertools.count(1)
-        self._live: dict[int, _Place | None] = {}  # mappings by cookie
+        self._live: dict[int, Place | None] = {}  # mappings by cookie
         # Holds the client, so that garbage collection does not end the connection before the mappings on it.
         weakref.finalize(self, _drop, client, name).atexit = False
 
@@ -153,7 +149,7 @@ class SocketDevice(Device):
         self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
     ) -> Mapping:
         self._check_open()
-        place = _Place(0, offset, -(-length // PAGE_SIZE) * PAGE_SIZE)
+        place = Place(0, offset, -(-length // PAGE_SIZE) * PAGE_SIZE)
         notice = self._notice(unmapped)
         try:
             reply = self.request(Kind.MMAP, wire.pack_mmap(notice.cookie, place.length, offset, writable=writable))
@@ -193,7 +189,7 @@ class SocketDevice(Device):
 
     def request(self, kind: Kind, body: bytes = b"") -> Reply:
         """Ask the machine, after it was told of all that was unmapped before."""
-        told: list[_Unmapped] = []
+        told: list[Unmapped] = []
         try:
             with self._lock:
                 told = self._tell()
@@ -207,8 +203,8 @@ class SocketDevice(Device):
             self._call_back(told)
             self._flush()
 
-    def unmapped(self, notice: _Unmapped) -> None:
-        """A mapping is gone; its `_Unmapped` calls this."""
+    def unmapped(self, notice: Unmapped) -> None:
+        """A mapping is gone; its `Unmapped` calls this."""
         self._unmapped.append(notice)
         if notice.later:
             return
@@ -222,14 +218,14 @@ class SocketDevice(Device):
         """Do it at the machine: the reply, and what came behind the argument and the pointers' bytes."""
         cookies = {place.address: cookie for cookie, place in list(self._live.items()) if place} if pointers else {}
         reply = self.request(Kind.IOCTL, _gather(request, arg, pointers, cookies))
-        return reply, _scatter(reply.body, arg, pointers)
+        return reply, scatter(reply.body, arg, pointers)
 
-    def _notice(self, callback: Callable[[], None] | None) -> _Unmapped:
-        notice = _Unmapped(self, next(self._cookies), callback)
+    def _notice(self, callback: Callable[[], None] | None) -> Unmapped:
+        notice = Unmapped(self, next(self._cookies), callback)
         self._live[notice.cookie] = None
         return notice
 
-    def _map(self, reply: Reply, place: _Place, writable: bool, notice: _Unmapped) -> Mapping:
+    def _map(self, reply: Reply, place: Place, writable: bool, notice: Unmapped) -> Mapping:
         return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=writable, unmapped=notice)
 
     def _flush(self) -> None:
@@ -239,7 +235,7 @@ class SocketDevice(Device):
         """
         while self._unmapped or self._is_over():
             acquired: list[bool] = []
-            told: list[_Unmapped] = []
+            told: list[Unmapped] = []
             lock = self._lock  # in a child that a signal handler forks here it is another afterwards
             try:
                 acquired.extend(map(lock.acquire, (False,)))  # one step, see client._Exchange
@@ -253,7 +249,7 @@ class SocketDevice(Device):
                     lock.release()
                 self._call_back(told)
 
-    def _tell(self) -> list[_Unmapped]:
+    def _tell(self) -> list[Unmapped]:
         """Send one MUNMAP for all that is queued; holding the lock."""
         # One by one: others append, which without a GIL ends an iteration.
         unmapped = self._unmapped  # in a child that a signal handler forks here it is another afterwards
@@ -266,7 +262,7 @@ class SocketDevice(Device):
                 unmapped.popleft()  # others only append
         return told
 
-    def _call_back(self, told: list[_Unmapped]) -> None:
+    def _call_back(self, told: list[Unmapped]) -> None:
         for notice in told:
             callback, notice.callback = notice.callback, None
             if callback is not None and not self._client.dead:
@@ -297,171 +293,6 @@ def _drop(client: Client, name: str) -> None:
         warnings.warn(f"unclosed {name} of an embedded machine", ResourceWarning, stacklevel=2)
 
 
-class GntallocDevice(SocketDevice):
-    """gntalloc. The memory of a read-only ALLOC is mapped here before the machine seals it against writing."""
-
-    def __init__(self, name: str, client: Client) -> None:
-        super().__init__(name, client)
-        self._mapped: dict[int, tuple[Mapping, _Unmapped]] = {}  # by index, until mmap asks for it
-
-    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
-        self._check_open()
-        if request == gntalloc.ALLOC_GREF and len(arg) >= len(gntalloc.pack_alloc(0, 0, 0)):
-            _domid, flags, count = gntalloc.unpack_alloc(arg)
-            if count and not flags & gntalloc.FLAG_WRITABLE:
-                return self._alloc_readonly(arg, count)
-        result = super().ioctl(request, arg, pointers)
-        if request == gntalloc.DEALLOC_GREF:
-            self._forget(gntalloc.unpack_dealloc(arg)[0])
-        return result
-
-    def _alloc_readonly(self, arg: bytearray, count: int) -> int:
-        mapping, notice = None, self._notice(None)
-        try:
-            try:
-                mapping = self._prepare(count, notice)
-            except OSError as error:
-                if error.errno == errno.ENOMEM:  # for a moment, and without it the share could not be written
-                    raise
-                # else ALLOC itself will say what is wrong
-            result = self._alloc(arg, notice.cookie)
-        except BaseException:
-            notice.later = True
-            (notice if mapping is None else mapping.close)()
-            raise
-        if mapping is None:
-            notice()
-        else:
-            self._mapped[gntalloc.alloc_result(arg, 1)[0]] = mapping, notice
-        return result
-
-    def _alloc(self, arg: bytearray, cookie: int) -> int:
-        """ALLOC of the memory that was prepared under `cookie`."""
-        named = (0, gntalloc.INDEX_AT, Direction.MAP, 8, wire.pack_cookie(cookie))
-        reply = self.request(Kind.IOCTL, wire.pack_ioctl(gntalloc.ALLOC_GREF, arg, [named]))
-        _scatter(reply.body, arg, ())
-        return reply.result
-
-    def _prepare(self, count: int, notice: _Unmapped) -> Mapping:
-        reply = self.request(Kind.PREPARE, wire.pack_prepare(notice.cookie, count))
-        try:
-            return Mapping(wire.unpack_parts(reply.body, reply.fds), writable=True, unmapped=notice)
-        finally:
-            reply.close_fds()
-
-    def mmap(
-        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
-    ) -> Mapping:
-        self._check_open()
-        mapping, notice = self._mapped.get(offset, (None, None))
-        if mapping is None or notice is None or not writable or len(mapping) != length:
-            return super().mmap(length, offset, writable=writable, unmapped=unmapped)
-        self.request(Kind.MMAP, wire.pack_mmap(notice.cookie, length, offset, writable=True)).close_fds()
-        notice.callback = unmapped
-        del self._mapped[offset]
-        return mapping
-
-    def _forget(self, index: int) -> None:
-        mapping, _ = self._mapped.pop(index, (None, None))
-        if mapping is not None:
-            mapping.close()
-
-    def _closing(self) -> None:
-        for index in list(self._mapped):
-            self._forget(index)
-
-
-class GntdevDevice(SocketDevice):
-    """gntdev. Which map lies at an address is known here, and which memory is another domain's."""
-
-    def mmap(
-        self, length: int, offset: int, *, writable: bool, unmapped: Callable[[], None] | None = None
-    ) -> Mapping:
-        mapping = super().mmap(length, offset, writable=writable, unmapped=unmapped)
-        _others_memory.add(mapping)
-        return mapping
-
-    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
-        self._check_open()
-        if request == gntdev.GET_OFFSET_FOR_VADDR:
-            return self._offset_for_vaddr(arg)
-        if request == gntdev.GRANT_COPY and len(arg) >= len(gntdev.pack_copy(0)):
-            return self._grant_copy(arg, pointers)
-        return super().ioctl(request, arg, pointers)
-
-    def _grant_copy(self, arg: bytearray, pointers: Sequence[Pointer]) -> int:
-        """In as many requests as it takes: Linux, too, goes through the segments one by one until one is wrong."""
-        count, size = gntdev.copy_count(arg), gntdev.SEGMENT_SIZE
-        table = next((p.target for p in pointers if p.holder is arg and p.at == gntdev.COPY_SEGMENTS_POINTER), None)
-        if not isinstance(table, bytearray):
-            return super().ioctl(gntdev.GRANT_COPY, arg, pointers)
-        local: defaultdict[int, list[Pointer]] = defaultdict(list)
-        for pointer in pointers:
-            if pointer.holder is table:
-                local[pointer.at // (wire.MAX_SEGMENTS * size)].append(pointer)
-        for number, first in enumerate(range(0, max(count, 1), wire.MAX_SEGMENTS)):
-            start, end = first * size, min(first + wire.MAX_SEGMENTS, count) * size
-            part, part_arg = table[start:end], gntdev.pack_copy((end - start) // size)
-            moved = [Pointer(part, p.at - start, p.target, p.direction) for p in local[number]]
-            self._copy_segments(part_arg, part, moved)
-            table[start : start + len(part)] = part
-        return 0
-
-    def _copy_segments(self, arg: bytearray, table: bytearray, local: Sequence[Pointer]) -> None:
-        """One request. Xen leaves memory alone whose segment it refuses, so what comes is looked at first.
-
-        It refuses to store into memory that is another domain's (grant_table.c, gnttab_copy_claim_buf).
-        """
-        dests = {p.at: memoryview(p.target).cast("B") for p in local if p.direction == "out"}
-        came = [replace(p, target=bytearray(dests[p.at].nbytes)) if p.at in dests else p for p in local]
-        segments = Pointer(arg, gntdev.COPY_SEGMENTS_POINTER, table, "inout")
-        super().ioctl(gntdev.GRANT_COPY, arg, [segments, *came])
-        for pointer in came:
-            number = pointer.at // gntdev.SEGMENT_SIZE
-            if pointer.at not in dests or gntdev.segment_status(table, number) != GNTST_OKAY:
-                continue
-            dest = dests[pointer.at]
-            if dest.nbytes and isinstance(dest.obj, Mapping) and dest.obj in _others_memory:
-                gntdev.fill_segment(table, number, GNTST_BAD_PAGE)
-            else:
-                dest[:] = pointer.target
-
-    def _offset_for_vaddr(self, arg: bytearray) -> int:
-        vaddr = gntdev.unpack_offset(arg)
-        for place in list(self._live.values()):
-            if place is not None and place.address <= vaddr < place.address + place.length:
-                gntdev.fill_offset(arg, place.offset, place.length // PAGE_SIZE)
-                return 0
-        raise OSError(errno.EINVAL, f"no map of this file at address {vaddr:#x}")
-
-
-class PrivcmdDevice(SocketDevice):
-    """privcmd. A mapping is memory of this process until MMAP_RESOURCE puts a resource in its place."""
-
-    def ioctl(self, request: int, arg: bytearray, pointers: Sequence[Pointer] = ()) -> int:
-        self._check_open()
-        targets = [pointer.target for pointer in pointers if pointer.direction == "map"]
-        reply, rest = self._ioctl(request, arg, pointers)
-        try:
-            if targets and isinstance(targets[0], Mapping):
-                replace_pages(targets[0], wire.unpack_parts(rest, reply.fds))
-        finally:
-            reply.close_fds()
-        return reply.result
-
-    def _map(self, reply: Reply, place: _Place, writable: bool, notice: _Unmapped) -> Mapping:
-        fd = os.memfd_create("xengrant-privcmd", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(fd, place.length)
-            return Mapping(((fd, 0, place.length),), writable=writable, unmapped=notice)
-        finally:
-            os.close(fd)
-
-
-# What this process has mapped of other domains.
-_others_memory: weakref.WeakSet[Mapping] = weakref.WeakSet()
-
-
 def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: dict[int, int]) -> bytes:
     """The ioctl with the bytes that go in. `cookies`: of this device's mappings, by address."""
     wire.check_pointers(len(pointers))
@@ -485,7 +316,7 @@ def _gather(request: int, arg: bytearray, pointers: Sequence[Pointer], cookies: 
     return body
 
 
-def _scatter(body: bytes, arg: bytearray, pointers: Sequence[Pointer]) -> bytes:
+def scatter(body: bytes, arg: bytearray, pointers: Sequence[Pointer]) -> bytes:
     """Put what came back where it belongs; the rest is returned."""
     arg[:] = body[: len(arg)]
     at = len(arg)

@@ -2,7 +2,8 @@
 
 MAP_GRANT_REF only makes a place; the hypervisor is asked at mmap, and each of its answers becomes EINVAL. In a PV
 domain munmap releases the grants; in an HVM domain they are released when munmap and UNMAP_GRANT_REF, or the file's
-end, have both come. GET_OFFSET_FOR_VADDR is about addresses of the process and answered there (`devices/socket.py`).
+end, have both come. GET_OFFSET_FOR_VADDR is about addresses of the process and answered there
+(`devices/socket_pages.py`).
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
+from xengrant.abi.xen import PAGE_SIZE
 from xengrant.gnttab import Grant
 from xengrant.testing.exchange import Mailbox
 from xengrant.testing.expect import eventually
@@ -119,6 +120,14 @@ class Here:
     def offer(self, share: Share, name: str = "refs") -> None:
         """Tell the other half a share's refs."""
         self.tell(name, list(share.refs))
+
+    @contextmanager
+    def noise_shared(self, pages: int, *, writable: bool) -> Iterator[Share]:
+        """Pages full of `noise`, shared with the other half and offered to it."""
+        with self.domain.gntshr() as gntshr, gntshr.share_pages(self.other, pages, writable=writable) as share:
+            share.mapping[:] = self.noise(pages * PAGE_SIZE)
+            self.offer(share)
+            yield share
 
     def offered(self, name: str = "refs") -> list[Grant]:
         """The grants that the other half offers; waits for them."""

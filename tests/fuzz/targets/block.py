@@ -330,8 +330,9 @@ class BlockFront(_OnDisks):
                         _native.store32(ends.memory, rest[0] % 4092 & ~3, rest[1] & _U32)
                         continue
                     self._respond(ends, *rest)
+                heard = _heard(ends)
                 port.notify()
-                await asyncio.sleep(0.002)
+                await heard.wait()
             ends.front.close()
             for outcome in await asyncio.gather(*requests, return_exceptions=True):
                 assert isinstance(outcome, (bytes, GrantError, OSError)), repr(outcome)
@@ -345,6 +346,18 @@ class BlockFront(_OnDisks):
         response = ends.layout.pack_response(id_ & _U64, operation & _U8, (status + 0x8000 & _U16) - 0x8000)
         ends.memory[at : at + len(response)] = response
         _native.store32(ends.memory, ring_abi.RSP_PROD, produced + 1 & _U32)
+
+
+def _heard(ends: Ends) -> asyncio.Event:
+    """Set once the front end has taken an event, and all that it found on its ring."""
+    heard, on_event = asyncio.Event(), ends.front._on_event
+
+    def listener() -> None:
+        on_event()
+        heard.set()
+
+    ends.front_port.set_listener(listener)
+    return heard
 
 
 LIARS = pv.Slot("vbd", 51728, front=1)

@@ -20,9 +20,7 @@ class FromGrant(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 2, writable=False) as share:
-            share.mapping[:] = here.noise(2 * PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(2, writable=False):
             here.hear("copied")
 
     def mapper(self, here: Here) -> None:
@@ -83,9 +81,7 @@ class Offsets(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 1, writable=True) as share:
-            share.mapping[:] = here.noise(PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(1, writable=True) as share:
             here.hear("copied")
             expected = bytearray(here.noise(PAGE_SIZE))
             expected[4091:] = b"12345"
@@ -117,9 +113,7 @@ class EachHasItsStatus(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 1, writable=True) as share:
-            share.mapping[:] = here.noise(PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(1, writable=True):
             here.hear("copied")
 
     def mapper(self, here: Here) -> None:
@@ -128,9 +122,7 @@ class EachHasItsStatus(Case):
         before = b"before\0!"
         into = [bytearray(before) for _ in sources]
         with here.domain.gnttab() as gnttab:
-            statuses = gnttab.copy(
-                [CopySegment(source, dest, 8) for source, dest in zip(sources, into, strict=True)]
-            )
+            statuses = gnttab.copy([CopySegment(source, dest, 8) for source, dest in zip(sources, into, strict=True)])
         equal(statuses, [0, -3, -2, -1, 0], "the statuses")
         first = here.noise(PAGE_SIZE)[:8]
         equal([bytes(dest) for dest in into], [first, before, before, before, first], "what was copied")
@@ -144,9 +136,7 @@ class ReadOnlyDestination(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 1, writable=False) as share:
-            share.mapping[:] = here.noise(PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(1, writable=False) as share:
             here.hear("tried")
             equal(share.mapping[:], here.noise(PAGE_SIZE), "the page afterwards")
 
@@ -164,9 +154,7 @@ class ManySegments(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 1, writable=True) as share:
-            share.mapping[:] = here.noise(PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(1, writable=True):
             here.hear("copied")
 
     def mapper(self, here: Here) -> None:
@@ -187,9 +175,7 @@ class MappedDestination(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 2, writable=True) as share:
-            share.mapping[:] = here.noise(2 * PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(2, writable=True) as share:
             here.hear("copied")
             equal(bytes(share.mapping.page(0)), here.noise(2 * PAGE_SIZE)[:PAGE_SIZE], "the page that was mapped")
             equal(share.mapping[PAGE_SIZE + 8 : PAGE_SIZE + 16], here.noise(2 * PAGE_SIZE)[:8], "the other page")

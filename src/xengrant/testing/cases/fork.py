@@ -156,9 +156,7 @@ class ChildConnectsAfresh(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 1, writable=True) as share:
-            share.mapping[:] = here.noise(PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(1, writable=True) as share:
             here.hear("read")
             equal(share.mapping[:5], b"child", "what the mapper's child stored")
 

@@ -75,9 +75,7 @@ class SeveralDomains(Case):
     requires = (DOM0, THIRD_DOMAIN)
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 40, writable=True) as share:
-            share.mapping[:] = here.noise(40 * PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(40, writable=True):
             here.hear("read")
 
     def mapper(self, here: Here) -> None:
@@ -164,9 +162,7 @@ class ReadOnlyGrant(Case):
     peer = "granter"
 
     def granter(self, here: Here) -> None:
-        with here.domain.gntshr() as gntshr, gntshr.share_pages(here.other, 2, writable=False) as share:
-            share.mapping[:] = here.noise(2 * PAGE_SIZE)
-            here.offer(share)
+        with here.noise_shared(2, writable=False):
             here.hear("tried")
 
     def mapper(self, here: Here) -> None:

@@ -1,4 +1,4 @@
-"""What asyncio programs open, as `things.py` has it for those that wait: each in a loop that `wait` runs."""
+"""What asyncio programs open, each in a loop that `wait` runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xengrant.pv.block.disks import File
 from xengrant.rings.rpc import BackRing, FrontRing
 from xengrant.rings.rpc_front import AsyncFront, IdField
 
-from .things import LONG, Domains, Thing
+from .thing import LONG, Domains, Thing
 
 _ENTRY = 64
 
@@ -168,7 +168,7 @@ async def _disk(there: Domains) -> AsyncIterator[_Opened]:
             assert not ends.errors
 
 
-KINDS: dict[str, Callable[[Domains], AbstractContextManager[Thing]]] = {
+LOOPED: dict[str, Callable[[Domains], AbstractContextManager[Thing]]] = {
     "async_port": _looped(_ports),
     "transports": _looped(_transports),
     "front": _looped(_calls),
