@@ -112,18 +112,19 @@ def _deb_works(suite: str, deb: Path) -> None:
     progress(f"the deb in {suite}")
     with roots.clean(suite, *_INSTALLED) as root:
         root.run("dpkg", "--install", root.put(deb))
-        _works(root, "/usr/bin/", "/usr", "vendor-completions")
+        _works(root, "/usr/bin/", "/usr", "vendor-completions", "-k", "share")
         if (page := root.run("man", "-w", "xengrant").strip()) != "/usr/share/man/man1/xengrant.1.gz":
             raise LabError(f"man finds {page!r}")
         if "selftest" not in root.run("fish", "-c", "complete -C 'xengrant '"):
             raise LabError("fish completes no subcommand")
 
 
-def _works(root: roots.Root, programs: str, prefix: str, zsh: str) -> None:
+def _works(root: roots.Root, programs: str, prefix: str, zsh: str, *cases: str) -> None:
+    """What was installed below `prefix`, in `programs`; selftest with these arguments, all of it without any."""
     python = f"{programs}python3"
     print(f"  {root.run(python, '-c', _IMPORT_ALL, *_NEED_PYTEST, *_NEED_EXTRAS).strip()}")
     root.run(f"{programs}xengrant", "demo")
-    selftest = f"set -o pipefail; {programs}xengrant selftest | grep -v ^passed"
+    selftest = f"set -o pipefail; {programs}xengrant selftest {' '.join(cases)} | grep -v ^passed"
     print(f"  {root.run('bash', '-c', selftest).strip()}")
     for name in (
         "bash-completion/completions/xengrant",
