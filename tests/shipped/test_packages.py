@@ -6,6 +6,7 @@ shows.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -36,8 +37,11 @@ def _hook(tree: Path, name: str, target: Path) -> Path:
 
 
 def _run(directory: Path, *command: str | Path) -> str:
-    """Its output; what it said is in the failure."""
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    """Its output; what it said is in the failure. A path to the checkout's package would lead past the wheel's."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
