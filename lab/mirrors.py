@@ -1,6 +1,7 @@
 """Where Debian packages come from: the mirrors and download settings of the host's own apt configuration.
 
-Called by `lab.images`. The lab has no mirror of its own to prefer; a host that is not Debian sets XENGRANT_LAB_MIRROR.
+Called by `lab.images` and `shipping.roots`. The lab has no mirror of its own to prefer; a host that is not Debian sets
+XENGRANT_LAB_MIRROR.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _ADVICE = "set XENGRANT_LAB_MIRROR to the address of a Debian mirror (and XENGRA
 
 
 def sources(release: str) -> list[str]:
-    """The sources.list lines for a release, from the mirrors this host uses for its own Debian release."""
+    """The sources.list lines for a release, from the mirrors this host uses for its own Debian release.
+
+    Debian has no security updates for sid.
+    """
     main, security = os.environ.get("XENGRANT_LAB_MIRROR"), os.environ.get("XENGRANT_LAB_SECURITY_MIRROR")
     if not main:
         for label, uri in _configured():
@@ -28,7 +32,7 @@ def sources(release: str) -> list[str]:
     if not main:
         raise LabError(f"apt on this host knows no Debian mirror: {_ADVICE}")
     lines = [f"deb {main} {release} main"]
-    if security:
+    if security and release != "sid":
         lines.append(f"deb {security} {release}-security main")
     return lines
 

@@ -1,10 +1,10 @@
 """The C programs that jobs run in dom0 and in guests, compiled on the host into build/lab/bin, from where `lab.initrd`
 takes all that is there; for arm64 into build/lab/bin-arm64, and the package's extension with them.
 
-Called by `lab.run` and `lab.judging`. One program serves all releases, although libxenvchan's soname follows Xen's
-version: it is linked with an empty library of the name that Debian's development package gives to the real one,
-and `lab.initrd` makes that name in each image. amd64 is compiled with the host's own headers and libraries, arm64 with
-those that `lab.images` has unpacked.
+Called by `lab.run` and `lab.judging`, and for the extension alone by `shipping.aarch64`. One program serves all
+releases, although libxenvchan's soname follows Xen's version: it is linked with an empty library of the name that
+Debian's development package gives to the real one, and `lab.initrd` makes that name in each image. amd64 is compiled
+with the host's own headers and libraries, arm64 with those that `lab.images` has unpacked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lab import paths, tools
 from lab.architectures import AMD64, Architecture
 from lab.images import Images
 
-__all__ = ["EXTENSION", "VCHAN", "build", "directory", "extension"]
+__all__ = ["EXTENSION", "VCHAN", "build", "compile_extension", "directory", "extension"]
 
 EXTENSION = "_native.abi3.so"
 
@@ -35,7 +35,9 @@ _PROGRAMS = {
 }
 _NATIVE = paths.CHECKOUT / "src" / "native"
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra")
-_EXTENSION_FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden", "-DPy_LIMITED_API=0x030b0000")
+# As setup.py has them.
+_EXTENSION_FLAGS = ("-shared", "-fPIC", "-fvisibility=hidden", "-fno-plt", "-flto", "-Wshadow")
+_LIMITED_API = "-DPy_LIMITED_API=0x030b0000"
 
 
 def directory(architecture: Architecture) -> Path:
@@ -68,9 +70,19 @@ def build(images: Images) -> None:
                 _compile(target, compiler, *_FLAGS, *options, str(path), linked)
     native = extension(images.architecture)
     if native is not None and not _current(native, _NATIVE.glob("*.[ch]")):
-        (headers,) = (root / "usr" / "include").glob("python3*")
-        sources = sorted(map(str, _NATIVE.glob("*.c")))
-        _compile(native, compiler, *_FLAGS, *_EXTENSION_FLAGS, *options, f"-I{headers}", *sources)
+        compile_extension(native, images.architecture, root)
+
+
+def compile_extension(target: Path, architecture: Architecture, root: Path) -> None:
+    """`_native` for another processor than the host's, and every CPython from 3.11 on; `LabError` with gcc's words.
+
+    libpython3-dev of that processor, and what it depends on, are unpacked below `root`.
+    """
+    include = root / "usr" / "include"
+    (python,) = include.glob("python3.*")
+    sources = sorted(map(str, _NATIVE.glob("*.c")))
+    flags = (*_FLAGS, *_EXTENSION_FLAGS, _LIMITED_API, f"-I{python}", f"-I{include}")
+    _compile(target, architecture.compiler, *flags, *sources)
 
 
 def _current(made: Path, sources: Iterable[Path]) -> bool:

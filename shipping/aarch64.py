@@ -13,14 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lab import paths, tools
+from lab import paths, programs
+from lab.architectures import ARM64
 from lab.errors import LabError
 from shipping import roots
 
 __all__ = ["main"]
 
 SUITE = "bookworm"
-_COMPILER = "aarch64-linux-gnu-gcc"
 _QEMU = "qemu-aarch64-static"
 _PACKAGES = ("python3", "libpython3-dev", "python3-pytest", "python3-hypothesis")
 _PYTEST = "import sys, pytest; sys.executable = sys.argv.pop(1); sys.exit(pytest.main(sys.argv[1:]))"
@@ -47,13 +47,14 @@ _NOT_HERE = {
 
 def main(arguments: list[str]) -> int:
     """Compile and test; pytest's exit status."""
-    for program, packages in ((_COMPILER, "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"), (_QEMU, "qemu-user-static")):
+    compiler = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+    for program, packages in ((ARM64.compiler, compiler), (_QEMU, "qemu-user-static")):
         if not shutil.which(program):
             raise LabError(f"there is no {program}: as root, apt-get install {packages}")
-    with roots.unpacked(SUITE, "arm64", *_PACKAGES) as root, tempfile.TemporaryDirectory() as work:
+    with roots.unpacked(SUITE, ARM64.name, *_PACKAGES) as root, tempfile.TemporaryDirectory() as work:
         package = Path(work, "xengrant")
         shutil.copytree(paths.CHECKOUT / "src/xengrant", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        compile_extension(root.directory, package / "_native.abi3.so")
+        programs.compile_extension(package / programs.EXTENSION, ARM64, root.directory)
         (python,) = (root.directory / "usr/bin").glob("python3.[0-9]*[0-9]")
         environment = {
             **os.environ,
@@ -68,17 +69,6 @@ def main(arguments: list[str]) -> int:
         left = [f"--deselect=tests/native/{file}::{test}" for file, tests in _NOT_HERE.items() for test in tests]
         command = [str(started), "-c", _PYTEST, str(started), *_OPTIONS, *left, "tests/native", *arguments]
         return subprocess.run(command, env=environment, cwd=paths.CHECKOUT, check=False).returncode
-
-
-def compile_extension(root: Path, made: Path) -> None:
-    """`_native` for the limited API of the Python whose headers are below `root`; `LabError` with gcc's words."""
-    (headers,) = (root / "usr/include").glob("python3.*")
-    sources = sorted(map(str, (paths.CHECKOUT / "src/native").glob("*.c")))
-    flags = ["-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow"]
-    tools.call(
-        *(_COMPILER, *flags, "-DPy_LIMITED_API=0x030b0000", f"-I{headers}", f"-I{root}/usr/include"),
-        *("-o", str(made), *sources),
-    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """`python3 -m shipping.check`: judges what `make dist` left in dist/, by using it as its users would.
 
 The wheel keeps to the stable ABI; the sdist holds the repository; wheel and deb are installed in clean roots of the
-Debian releases, one for each Python there is, where the tool, its machine and every module then work.
+Debian releases, one for each Python there is, where the tool, its machine and every module then work. On the host the
+wheel is installed with its extras for each CPython on PATH, and the sdist is built and tested.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 from lab import paths, tools
@@ -28,14 +31,35 @@ _INSTALLED = ("python3", "python3-venv", "man-db", "zsh", "fish", "bash-completi
 # Neither is in the sdist: the one is a maintainer's of Debian, the other are this repository's own.
 _NOT_IN_SDIST = ("debian/", ".ci/", ".gitignore")
 
-# The one that is left out needs an extra.
+_OF_SDIST = (
+    ("tests/native", "tests/abi", "tests/shipped", "tests/library"),
+    ("tests/conformance/test_cases.py", "-k", "share"),
+)
+
+# Arguments: modules to leave out.
 _IMPORT_ALL = """
 import importlib, pkgutil, sys, xengrant
-names = [found.name for found in pkgutil.walk_packages(xengrant.__path__, "xengrant.")]
+names = {found.name for found in pkgutil.walk_packages(xengrant.__path__, "xengrant.")} - set(sys.argv[1:])
 for name in names:
-    if name != "xengrant.cli.metrics_http":
-        importlib.import_module(name)
+    importlib.import_module(name)
 print(f"Python {sys.version.split()[0]}: {len(names)} modules")
+"""
+_NEED_PYTEST = ("xengrant.pytest",)
+_NEED_EXTRAS = ("xengrant.cli.metrics_http",)
+
+_EXTRAS = ("numpy", "arrow", "rich", "metrics")
+_USE_EXTRAS = """
+import numpy, prometheus_client, pyarrow, rich, xengrant
+from xengrant import data
+from xengrant.embedded import Machine
+with Machine() as machine, xengrant.connect(machine.url(1)) as one, xengrant.connect(machine.url(2)) as two:
+    with data.share_array(one, 2, numpy.arange(12.0), "data/array", writable=False):
+        with data.map_array(two, 1, "data/array", writable=False) as mapped:
+            assert mapped.array.sum() == 66
+    table = pyarrow.table({"square": [n * n for n in range(12)]})
+    with data.share_table(one, 2, table, "data/table"), data.map_table(two, 1, "data/table") as mapped:
+        assert mapped.table == table
+print(f"with NumPy {numpy.__version__} and pyarrow {pyarrow.__version__}")
 """
 
 
@@ -48,6 +72,8 @@ def main() -> None:
     for suite in SUITES:
         _wheel_works(suite, wheel)
         _deb_works(suite, deb)
+    for python in _pythons():
+        _extras_work(python, wheel)
     _sdist_works(sdist)
     print("every package works")
 
@@ -86,18 +112,19 @@ def _deb_works(suite: str, deb: Path) -> None:
     progress(f"the deb in {suite}")
     with roots.clean(suite, *_INSTALLED) as root:
         root.run("dpkg", "--install", root.put(deb))
-        _works(root, "/usr/bin/", "/usr", "vendor-completions")
+        _works(root, "/usr/bin/", "/usr", "vendor-completions", "-k", "share")
         if (page := root.run("man", "-w", "xengrant").strip()) != "/usr/share/man/man1/xengrant.1.gz":
             raise LabError(f"man finds {page!r}")
         if "selftest" not in root.run("fish", "-c", "complete -C 'xengrant '"):
             raise LabError("fish completes no subcommand")
 
 
-def _works(root: roots.Root, programs: str, prefix: str, zsh: str) -> None:
+def _works(root: roots.Root, programs: str, prefix: str, zsh: str, *cases: str) -> None:
+    """What was installed below `prefix`, in `programs`; selftest with these arguments, all of it without any."""
     python = f"{programs}python3"
-    print(f"  {root.run(python, '-c', _IMPORT_ALL).strip()}")
+    print(f"  {root.run(python, '-c', _IMPORT_ALL, *_NEED_PYTEST, *_NEED_EXTRAS).strip()}")
     root.run(f"{programs}xengrant", "demo")
-    selftest = f"set -o pipefail; {programs}xengrant selftest | grep -v ^passed"
+    selftest = f"set -o pipefail; {programs}xengrant selftest {' '.join(cases)} | grep -v ^passed"
     print(f"  {root.run('bash', '-c', selftest).strip()}")
     for name in (
         "bash-completion/completions/xengrant",
@@ -111,6 +138,25 @@ def _works(root: roots.Root, programs: str, prefix: str, zsh: str) -> None:
         raise LabError(f"xengrant-share(1) is not that:\n{text[:500]}")
 
 
+def _pythons() -> Iterator[str]:
+    """Those on PATH that run and are new enough."""
+    for minor in range(11, 20):
+        found = shutil.which(f"python3.{minor}")
+        if found and not subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode:
+            yield found
+
+
+def _extras_work(python: str, wheel: Path) -> None:
+    """In an environment of their own, with what pip finds."""
+    progress(f"the wheel and its extras by {python}")
+    with tempfile.TemporaryDirectory() as directory:
+        tools.call(python, "-m", "venv", f"{directory}/new")
+        new = f"{directory}/new/bin/python"
+        tools.call(new, "-m", "pip", "install", "--only-binary", ":all:", f"{wheel}[{','.join(_EXTRAS)}]")
+        for program in ((_IMPORT_ALL, *_NEED_PYTEST), (_USE_EXTRAS,)):
+            print(f"  {tools.call(new, '-c', *program).decode().strip()}")
+
+
 def _sdist_works(sdist: Path) -> None:
     """Unpacked, built and tested in an environment of its own, with what its metadata asks for."""
     progress("the sdist in a new environment")
@@ -121,8 +167,8 @@ def _sdist_works(sdist: Path) -> None:
         (tree,) = Path(directory).glob("xengrant-*")
         python = f"{directory}/new/bin/python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", f"{tree}[test]"], check=True)
-        tests = ["tests/native", "tests/abi", "tests/shipped", "tests/library/test_public_names.py"]
-        subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, check=True)
+        for tests in _OF_SDIST:
+            subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=tree, check=True)
 
 
 if __name__ == "__main__":

@@ -274,7 +274,7 @@ def test_no_update_is_lost_between_two_processes(make_pages: MakePages) -> None:
         for mine in (1, 2)
     ]
     try:
-        assert [contender.wait(timeout=120) for contender in contenders] == [0, 0]
+        assert [contender.wait(timeout=600) for contender in contenders] == [0, 0]
     finally:
         for contender in contenders:
             contender.kill()
