@@ -19,6 +19,7 @@ JOBS = [
 ]
 LONG_JOBS = [
     "differential --examples 200",
+    "soak --seconds 90",
     "block_faults --long",
     "block linux xl python",
     "block_front linux",

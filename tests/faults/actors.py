@@ -28,7 +28,7 @@ from typing import Any
 from unittest import mock
 
 import xengrant
-from tests.faults.lives import Life, Outcome, Part, played
+from tests.faults.lives import PLAYING, Life, Outcome, Part, played
 from xengrant.abi import evtchn, gntalloc, gntdev
 from xengrant.abi.xs_wire import Operation, Splitter
 from xengrant.devices import wire
@@ -41,21 +41,18 @@ __all__ = ["LONG", "Actor", "Outcome", "Part", "stoppable"]
 LONG = 60.0  # seconds; no actor comes near it
 
 
-_playing = threading.local()
-
-
 @contextlib.contextmanager
 def _playing_now(life: Life) -> Iterator[None]:
     """Have the requests of this thread be steps of `life`."""
-    _playing.life = life
+    playing = PLAYING.set(life)
     try:
         yield
     finally:
-        _playing.life = None
+        PLAYING.reset(playing)
 
 
 def _step(name: str) -> None:
-    life: Life | None = getattr(_playing, "life", None)
+    life = PLAYING.get()
     if life is not None:
         life.at(name)
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import forkserver
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,13 +15,15 @@ from tests.faults.actors import stoppable
 from xengrant.embedded import Machine
 from xengrant.xenstore import Permission
 
-VICTIM, SURVIVOR = 1, 2  # domids
+_Row = TypeVar("_Row")
+
+VICTIM, SURVIVOR = 1, 2  # domids; in some rows dom0 survives
 
 WHOLE_TABLE = os.environ.get("XENGRANT_FAULTS") == "all"
 """Whether every row is run, as `make faults` does; else those that `chosen` leaves, which `make test` has time for."""
 
 
-def chosen(rows: Sequence[tuple[object, ...]], every: int) -> list[tuple[object, ...]]:
+def chosen(rows: Sequence[_Row], every: int) -> list[_Row]:
     """The rows to run: all, or each `every`th. With a number that has no factor in common with the rows of a step the
     faults come by turns."""
     return list(rows) if WHOLE_TABLE else list(rows[::every])
@@ -38,8 +40,13 @@ def introduce(machine: Machine, domid: int, **settings: Any) -> None:
 
 
 def show_each_other(url: Callable[[int], str], domids: Iterable[int]) -> None:
-    """What the toolstack does so that each of domains 1 and 2 may read what the other has in `data`, and has a node."""
+    """What the toolstack does so that each of domains 1 and 2 may read what the other has in `data`, and has a node.
+
+    Domain 1 may read what dom0 has there too.
+    """
     with xengrant.connect(url(0)) as dom0, dom0.xenstore() as store:
+        store.mkdir("data")
+        store.set_permissions("data", [Permission(0, "n"), Permission(VICTIM, "r")])
         for domid in domids:
             home = f"/local/domain/{domid}/data"
             store.set_permissions(home, [Permission(domid, "n"), Permission(SURVIVOR + VICTIM - domid, "r")])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from xengrant.evtchn import Port
     from xengrant.memory import Mapping
 
-__all__ = ["ANSWER", "OTHER", "ROLES", "WHOLE", "EndOfFile"]
+__all__ = ["ANSWER", "BLOCKING", "LAST", "MESSAGE", "OTHER", "ROLES", "WHOLE", "EndOfFile"]
 
 _T = TypeVar("_T")
 
@@ -174,6 +174,9 @@ def _read(life: Life, end: vchan.Vchan, size: int) -> None:
 
 ROLES: dict[str, Callable[[Life], None]] = {"granter": granter, "mapper": mapper, "server": server, "client": client}
 OTHER = {"granter": "mapper", "mapper": "granter", "server": "client", "client": "server"}
+
+BLOCKING = {"asyncio server": "server", "asyncio client": "client"}
+"""The roles of `async_roles.py`, and which of those here does the same."""
 
 # What a role is given when all went well.
 WHOLE = {"granter": ANSWER, "mapper": LAST, "server": ANSWER, "client": MESSAGE + LAST}

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,15 +19,17 @@ from tests.faults.actors import LONG, Actor, Outcome, Part
 from tests.faults.conftest import SURVIVOR, VICTIM, chosen, introduce
 from tests.faults.expected import (
     DESTROYED,
+    DESTROYED_ASYNC,
     DESTROYED_MEANWHILE,
     KILLED,
+    KILLED_ASYNC,
     KILLED_MEANWHILE,
     OFFERING,
     expected_of,
     is_offered,
 )
-from tests.faults.roles import ANSWER, OTHER, WHOLE
-from tests.faults.steps import STEPS
+from tests.faults.roles import ANSWER, BLOCKING, OTHER, WHOLE
+from tests.faults.steps import ASYNC_STEPS, STEPS
 from xengrant.embedded import Machine
 
 COLUMNS = ("step", "fault", "side", "the survivor saw", "seconds")
@@ -46,24 +48,54 @@ class Fault(enum.Enum):
 LASTING = (Fault.KILL, Fault.STOP_KILL, Fault.DESTROY)
 
 
-def _rows(*faults: Fault) -> list[tuple[str, int, Fault]]:
-    return [(role, step, fault) for role, steps in STEPS.items() for step in range(len(steps)) for fault in faults]
+class Side(NamedTuple):
+    """Who survives."""
+
+    role: str
+    domid: int = SURVIVOR
+
+    def __str__(self) -> str:
+        return self.role if self.domid == SURVIVOR else f"{self.role} in dom0"
+
+    def part(self, url: str, **settings: Any) -> Part:
+        """It knows what tells of its peer's life: a guest by a node."""
+        return Part(self.role, url, VICTIM, peer="data/here" if self.domid else "", **settings)
+
+
+_Struck = tuple[str, int, Fault]
+
+
+def _rows(of: Iterable[str], *faults: Fault) -> list[_Struck]:
+    steps = STEPS | ASYNC_STEPS
+    return [(role, step, fault) for role in of for step in range(len(steps[role])) for fault in faults]
 
 
 def _id(value: Any) -> str:
     return value.name if isinstance(value, Fault) else str(value)
 
 
-@pytest.mark.parametrize(("role", "step", "fault"), chosen(_rows(*Fault), 17), ids=_id)
+def _with_sides(rows: Sequence[_Struck], side: Callable[[str], Side]) -> list[tuple[str, int, Fault, Side]]:
+    return [(role, step, fault, side(OTHER[role])) for role, step, fault in rows]
+
+
+STRUCK = [
+    *_with_sides(chosen(_rows(STEPS, *Fault), 17), Side),
+    *_with_sides(chosen(_rows(BLOCKING.values(), *Fault), 34), lambda role: Side(f"asyncio {role}")),
+    *_with_sides(chosen(_rows(("granter", "mapper"), *Fault), 67), lambda role: Side(role, 0)),
+]
+
+
+@pytest.mark.parametrize(("role", "step", "fault", "side"), STRUCK, ids=_id)
 def test_one_side_is_struck_and_the_other_survives(
-    machine: Machine, evidence: Callable[..., Table], role: str, step: int, fault: Fault
+    machine: Machine, evidence: Callable[..., Table], role: str, step: int, fault: Fault, side: Side
 ) -> None:
-    table = DESTROYED if fault is Fault.DESTROY else KILLED
+    killed, destroyed = (KILLED_ASYNC, DESTROYED_ASYNC) if side.role in BLOCKING else (KILLED, DESTROYED)
+    table = destroyed if fault is Fault.DESTROY else killed
     expected = expected_of(table, role, STEPS[role][step]) if fault in LASTING else "whole"
-    survivor = Actor(Part(OTHER[role], machine.url(SURVIVOR), VICTIM, peer="data/here"), process=False)
+    survivor = Actor(side.part(machine.url(side.domid)), process=False)
     with survivor:
         survivor.until_quiet()
-        part = Part(role, machine.url(VICTIM), SURVIVOR, hold_at=STEPS[role][step], patience=LONG)
+        part = Part(role, machine.url(VICTIM), side.domid, hold_at=STEPS[role][step], patience=LONG)
         with Actor(part, process=True) as victim:
             assert victim.until_held() == STEPS[role][step]
             survivor.until_quiet(found=is_offered(role, STEPS[role][step]))
@@ -79,26 +111,31 @@ def test_one_side_is_struck_and_the_other_survives(
         if fault in LASTING and expected != "late":
             assert saw.received == given, f"{len(saw.received)} of {len(given)} bytes were received: {saw}"
         name = STEPS[role][step]
-        evidence("faults", COLUMNS).add(
-            name, f"{fault.value} of the {role}", OTHER[role], saw.saw, saw.seconds - started
-        )
-        _start_again(machine, survivor, role)
+        evidence("faults", COLUMNS).add(name, f"{fault.value} of the {role}", str(side), saw.saw, saw.seconds - started)
+        _start_again(machine, survivor, role, side.domid)
 
 
-@pytest.mark.parametrize(("role", "step", "fault"), chosen(_rows(Fault.KILL, Fault.DESTROY), 13), ids=_id)
+BUSY = [
+    *chosen(_rows(STEPS, Fault.KILL, Fault.DESTROY), 13),
+    *chosen(_rows(ASYNC_STEPS, Fault.KILL, Fault.DESTROY), 17),
+]
+
+
+@pytest.mark.parametrize(("role", "step", "fault"), BUSY, ids=_id)
 def test_a_side_that_was_busy_when_the_other_was_struck_survives(
     machine: Machine, evidence: Callable[..., Table], role: str, step: int, fault: Fault
 ) -> None:
     table = DESTROYED_MEANWHILE if fault is Fault.DESTROY else KILLED_MEANWHILE
-    expected = expected_of(table, role, STEPS[role][step])
-    with Actor(Part(OTHER[role], machine.url(VICTIM), SURVIVOR), process=True) as victim:
+    name = (STEPS | ASYNC_STEPS)[role][step]
+    expected, other = expected_of(table, role, name), OTHER[BLOCKING.get(role, role)]
+    with Actor(Part(other, machine.url(VICTIM), SURVIVOR), process=True) as victim:
         victim.until_quiet()
         patience = 1.0 if expected == "late" else LONG
-        part = Part(role, machine.url(SURVIVOR), VICTIM, peer="data/here", hold_at=STEPS[role][step], patience=patience)
+        part = Part(role, machine.url(SURVIVOR), VICTIM, peer="data/here", hold_at=name, patience=patience)
         survivor = Actor(part, process=False)
         with survivor:
-            assert survivor.until_held() == STEPS[role][step]
-            waits = victim.until_quiet(found=is_offered(role, STEPS[role][step]))
+            assert survivor.until_held() == name
+            waits = victim.until_quiet(found=is_offered(role, name))
             if expected == "seen":
                 seen = victim.given == ANSWER if role == "granter" else not waits
                 expected = "whole" if seen else "told"
@@ -111,10 +148,9 @@ def test_a_side_that_was_busy_when_the_other_was_struck_survives(
             saw = _outcome(survivor, expected)
             if expected in ("told", "whole"):
                 assert saw.received == given, f"{len(saw.received)} of {len(given)} bytes were received: {saw}"
-            name = STEPS[role][step]
-            fault_name = f"{fault.value} of the {OTHER[role]} meanwhile"
+            fault_name = f"{fault.value} of the {other} meanwhile"
             evidence("faults", COLUMNS).add(name, fault_name, role, saw.saw, saw.seconds - started)
-            _start_again(machine, survivor, OTHER[role])
+            _start_again(machine, survivor, other)
 
 
 def _outcome(survivor: Actor, expected: str) -> Outcome:
@@ -147,13 +183,13 @@ def _strike(machine: Machine, victim: Actor, survivor: Actor, fault: Fault) -> N
             victim.cont()
 
 
-def _start_again(machine: Machine, survivor: Actor, role: str) -> None:
+def _start_again(machine: Machine, survivor: Actor, role: str, domid: int = SURVIVOR) -> None:
     """The survivor's own role once more, in the same `Domain`, with a new process in the role of the other side."""
     introduce(machine, VICTIM)
     if role not in OFFERING:
         survivor.again()
         survivor.until_quiet()
-    with Actor(Part(role, machine.url(VICTIM), SURVIVOR), process=True) as successor:
+    with Actor(Part(role, machine.url(VICTIM), domid), process=True) as successor:
         if role in OFFERING:  # what the dead one left in xenstore is replaced before anybody looks there again
             successor.until_quiet()
             survivor.again()
@@ -174,3 +210,15 @@ def test_the_steps_are_those_that_a_side_makes(machine: Machine, role: str) -> N
             outcome = one.outcome()
             _assert_whole(role, outcome, other.outcome())
     assert tuple(outcome.steps) == STEPS[role]
+
+
+@pytest.mark.parametrize("role", ASYNC_STEPS)
+def test_the_steps_of_asyncio_are_those_that_a_side_makes(machine: Machine, role: str) -> None:
+    other = OTHER[BLOCKING[role]]
+    with Actor(Part(other, machine.url(VICTIM), SURVIVOR, patience=LONG), process=True) as victim:
+        if other in OFFERING:
+            victim.until_quiet()
+        with Actor(Part(role, machine.url(SURVIVOR), VICTIM, peer="data/here"), process=False) as one:
+            outcome = one.outcome()
+            _assert_whole(other, victim.outcome(), outcome)
+    assert tuple(step for step in outcome.steps if step in ASYNC_STEPS[role]) == ASYNC_STEPS[role]

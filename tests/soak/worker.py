@@ -1,5 +1,6 @@
-"""A process of a domain in the soak: `python -m tests.soak.worker URL DOMID KIND NUMBER SEED PEERS`.
+"""A process of a domain in the soak: `python -m tests.soak.worker URL DOMID KIND[+KIND...] NUMBER SEED PEERS`.
 
+The soak's processes have one kind of work each, those of lab/jobs/soak.py all, since there a process costs seconds.
 It reads commands from stdin: `stop`, after which it begins no session and says when all that it began are over, then
 `finish`, after which it says what it has more of than when it began, and ends. What it says is a line of JSON each:
 that it has begun, counts every half a second, sessions that broke, what failed, and that its domain is gone.
@@ -33,21 +34,22 @@ _EVERY = 0.5  # seconds
 
 
 class Worker:
-    def __init__(self, url: str, domid: int, kind: str, number: int, seed: str, peers: list[int]) -> None:
+    def __init__(self, url: str, domid: int, kinds: list[str], number: int, seed: str, peers: list[int]) -> None:
         self._lock = threading.Lock()
         self._lost = self._failed = False
         self._domain = xengrant.connect(url)
-        self._kind = kind
+        self._kinds = kinds
         assert self._domain.domid == domid  # which opens the domain's own connection to xenstore
-        with self._domain.xenstore() as own, suppress(xengrant.XenStoreError):
-            own.rm(_NODES[kind], timeout=LONG)  # what a process of this domain left that was killed
+        self._remove_nodes()  # what a process of this domain left that was killed
         self._stopping, self._finishing = threading.Event(), threading.Event()
         setting = Setting(self._domain, domid, number, seed, self._report, self._stopping, self._finishing)
-        if kind == "store":
-            self._links: list[Link] = [store.Bank(setting, peers)]
-        else:
-            sides = grants.SIDES if kind == "grants" else streams.SIDES
-            self._links = [side(setting, peer) for peer in peers for side in sides]
+        self._links: list[Link] = []
+        for kind in kinds:
+            if kind == "store":
+                self._links.append(store.Bank(setting, peers))
+            else:
+                sides = grants.SIDES if kind == "grants" else streams.SIDES
+                self._links += [side(setting, peer) for peer in peers for side in sides]
         self._at_start = _held()
 
     def run(self) -> int:
@@ -81,10 +83,15 @@ class Worker:
         if self._lost or self._failed:
             return 3 if self._lost else 1
         self._say(left=self._left())
-        with self._domain.xenstore() as own, suppress(xengrant.XenStoreError):
-            own.rm(_NODES[self._kind], timeout=LONG)
+        self._remove_nodes()
         self._domain.close()
         return 0
+
+    def _remove_nodes(self) -> None:
+        with self._domain.xenstore() as own:
+            for kind in self._kinds:
+                with suppress(xengrant.XenStoreError):
+                    own.rm(_NODES[kind], timeout=LONG)
 
     def _left(self) -> dict[str, int]:
         """What this process has more of than when it began; a thread may need a moment to be gone."""
@@ -139,18 +146,18 @@ def _held() -> dict[str, int]:
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count() - sum(isinstance(thread, Link) for thread in threading.enumerate()),
-        "mappings": maps.count("/memfd:"),
+        "mappings": maps.count("/memfd:") + maps.count("/dev/xen/"),
         "resident KiB": resident_kib(),
     }
 
 
 def main() -> None:
-    url, domid, kind, number, seed, peers = sys.argv[1:]
+    url, domid, kinds, number, seed, peers = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # asked for when it should have ended long ago
     try:
-        worker = Worker(url, int(domid), kind, int(number), seed, json.loads(peers))
+        worker = Worker(url, int(domid), kinds.split("+"), int(number), seed, json.loads(peers))
     except xengrant.InterfaceUnavailable as error:
         print(json.dumps({"lost": str(error)}), flush=True)  # its domain was destroyed already
         sys.exit(3)

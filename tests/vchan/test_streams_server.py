@@ -156,6 +156,29 @@ def test_serving_ends_with_the_server(granter: xengrant.Domain) -> None:
     run(main())
 
 
+def test_serving_ends_with_the_domain_that_it_is_for(machine: Machine) -> None:
+    """Where that can be known, as in dom0; a client that is there hears of it too."""
+
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        with xengrant.connect(machine.url(0)) as dom0, xengrant.connect(machine.url(2)) as guest:
+            server = await vchan.create_server(Recorder, 2, "many", domain=dom0)
+            serving = asyncio.create_task(server.serve_forever())
+            with vchan.connect(0, "many", domain=guest, timeout=LONG):
+                machine.destroy(2)
+                async with asyncio.timeout(LONG):
+                    with pytest.raises(xengrant.PeerClosed, match="domain 2 is gone"):
+                        await serving
+                    await server.wait_closed()
+            assert not server.is_serving()
+            assert not told
+            with dom0.xenstore() as store:
+                assert not store.exists("data/vchan/2/many")
+
+    run(main())
+
+
 def test_pages_that_are_used_up_are_told_and_the_next_client_waits_for_some(
     machine: Machine, granter: xengrant.Domain, mapper: xengrant.Domain
 ) -> None:

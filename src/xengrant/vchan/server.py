@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from xengrant.errors import GrantError, GrantTableFull, InterfaceUnavailable
+from xengrant.errors import GrantError, GrantTableFull, InterfaceUnavailable, PeerClosed
 from xengrant.vchan.channel import Channel, offer
 from xengrant.vchan.keys import Keys, publish_async, withdraw_async
 from xengrant.vchan.transport import VchanTransport
@@ -37,7 +37,8 @@ class VchanServer(asyncio.AbstractServer):
 
     Made by `start_server` and `create_server`, and serving from then on. A new vchan that cannot be offered, since
     pages, ports or xenstore's quota are used up, is reported to the loop's exception handler and tried again: when a
-    client leaves, or later. Whatever else goes wrong there ends the server: `serve_forever` raises it.
+    client leaves, or later. The death of the domain, `PeerClosed`, and whatever else goes wrong there end the server:
+    `serve_forever` raises it.
 
     Threads: those of its event loop only.
     """
@@ -150,7 +151,7 @@ class VchanServer(asyncio.AbstractServer):
             self._started.set_result(None)
             while True:
                 while offered.channel.is_awaited:
-                    await offered.port.wait()
+                    await offered.port.wait(peer=self._peer)
                 self._welcome(offered)
                 offered = await self._offer_again()
         finally:
@@ -212,7 +213,8 @@ class VchanServer(asyncio.AbstractServer):
         failure = None if task.cancelled() else task.exception()
         if isinstance(failure, Exception):
             self._failure = failure
-            self._report(f"{self!r} has failed", failure)
+            if not isinstance(failure, PeerClosed):  # which comes to every server in the end
+                self._report(f"{self!r} has failed", failure)
         self._store.close()
         self._see_whether_all_left()
 
