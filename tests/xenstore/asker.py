@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import Operation
 from xengrant.embedded.xenstored import XenStored
@@ -86,3 +92,9 @@ class Asker:
 
     def unwatch(self, path: str, token: str = "t") -> None:
         assert self.ask(Operation.UNWATCH, path, token) == b"OK\0"
+
+
+@contextmanager
+def refused(name: str) -> Iterator[None]:
+    with pytest.raises(Refusal, match=f"^{re.escape(name)}$"):
+        yield

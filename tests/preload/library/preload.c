@@ -3,7 +3,7 @@
  * tests only.
  *
  * It translates and does nothing else: whatever the machine decides, errno included, is handed on. What needs this
- * process is done here as src/xengrant/devices/socket.py and socket_events.py do it: memory is mapped from the
+ * process is done here as src/xengrant/devices/socket*.py do it: memory is mapped from the
  * descriptors that come, the offset of an address is looked up, and everything about a bound port is done on its socket.
  *
  * XENGRANT_PRELOAD_URL, embedded:DIRECTORY?domid=N, says which machine and domain. (XENGRANT_URL is Python's: a program
