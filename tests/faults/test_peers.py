@@ -80,8 +80,8 @@ def _with_sides(rows: Sequence[_Struck], side: Callable[[str], Side]) -> list[tu
 
 STRUCK = [
     *_with_sides(chosen(_rows(STEPS, *Fault), 17), Side),
-    *_with_sides(chosen(_rows(BLOCKING.values(), *Fault), 34), lambda role: Side(f"asyncio {role}")),
-    *_with_sides(chosen(_rows(("granter", "mapper"), *Fault), 67), lambda role: Side(role, 0)),
+    *_with_sides(chosen(_rows(BLOCKING.values(), *Fault), 51), lambda role: Side(f"asyncio {role}")),
+    *_with_sides(chosen(_rows(("granter", "mapper"), *Fault), 89), lambda role: Side(role, 0)),
 ]
 
 
@@ -117,7 +117,7 @@ def test_one_side_is_struck_and_the_other_survives(
 
 BUSY = [
     *chosen(_rows(STEPS, Fault.KILL, Fault.DESTROY), 13),
-    *chosen(_rows(ASYNC_STEPS, Fault.KILL, Fault.DESTROY), 17),
+    *chosen(_rows(ASYNC_STEPS, Fault.KILL, Fault.DESTROY), 29),
 ]
 
 
