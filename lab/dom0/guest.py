@@ -118,6 +118,8 @@ class Guest:
             f'on_poweroff = "destroy"\non_reboot = "destroy"\non_crash = "destroy"\n{config_extra}\n'
         )
         xl("create", *(["-p"] if paused else []), str(config), timeout=timeout)
+        if files:
+            ramdisk.unlink()  # a copy, in dom0's memory, which the guest has by now
         guest = cls(name, int(xl("domid", name)))
         if not paused:
             try:

@@ -26,7 +26,8 @@ from lab.dom0 import GUEST_KIND, PROJECT, RELEASE, RESULTS, Command, Guest, Gues
 from lab.dom0.xenstore import xenstore_permit, xenstore_remove, xenstore_write
 from tests import evidence
 
-SOON = 180.0  # seconds; nothing that is waited for takes as long
+SOON = 240.0  # seconds; nothing that is waited for takes as long
+PAUSE = 3.0  # from one look at a process to the next: four programs in a guest, half a second of its processor
 KINDS = "grants+streams+store"
 GUESTS = ("soak-one", "soak-two")
 DONE = ("shares", "maps", "copies", "notifications", "vchan bytes", "transactions", "watch events", "answers")
@@ -110,7 +111,7 @@ class Worker:
             if holds(self):
                 return
             assert time.monotonic() < deadline, f"{self.name}: not {what} in {SOON} s: {self.told} {self.counts}"
-            time.sleep(0.5)
+            time.sleep(PAUSE)
 
     def has(self, name: str) -> bool:
         return any(name in said for said in self.told)
@@ -156,7 +157,7 @@ class Soak:
         self.guests[dying].destroy()
         self.counts["guests destroyed"] += 1
         for worker in workers.values():
-            worker.until(lambda worker: worker.has("broken"), "told of the death")
+            worker.look()
             before = dict(worker.counts)
             worker.until(_has_done_all_since(before), "all done once more")
         for command, said in (("stop", "idle"), ("finish", "left")):
@@ -167,6 +168,7 @@ class Soak:
         for worker in workers.values():
             self._judge(worker, dead.number)
             self.counts.update(worker.counts)
+        assert any(worker.has("broken") for worker in workers.values()), f"no session with {dead.name} was broken"
         self.guests[dying] = self._created(dying)
 
     def _judge(self, worker: Worker, dead: int) -> None:

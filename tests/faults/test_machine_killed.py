@@ -79,7 +79,7 @@ ROWS = [(role, step, OTHER[role]) for role, steps in STEPS.items() for step in r
 ASYNC_ROWS = [(role, step, f"asyncio {side}") for role, step, side in ROWS if role in BLOCKING.values()]
 
 
-@pytest.mark.parametrize(("role", "step", "side"), chosen(ROWS, 13) + chosen(ASYNC_ROWS, 23))
+@pytest.mark.parametrize(("role", "step", "side"), chosen(ROWS, 13) + chosen(ASYNC_ROWS, 35))
 def test_every_client_of_a_killed_machine_is_told_and_another_serves(
     process: MachineProcess, evidence: Callable[..., Table], role: str, step: int, side: str
 ) -> None:

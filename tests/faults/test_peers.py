@@ -80,8 +80,8 @@ def _with_sides(rows: Sequence[_Struck], side: Callable[[str], Side]) -> list[tu
 
 STRUCK = [
     *_with_sides(chosen(_rows(STEPS, *Fault), 17), Side),
-    *_with_sides(chosen(_rows(BLOCKING.values(), *Fault), 34), lambda role: Side(f"asyncio {role}")),
-    *_with_sides(chosen(_rows(("granter", "mapper"), *Fault), 67), lambda role: Side(role, 0)),
+    *_with_sides(chosen(_rows(BLOCKING.values(), *Fault), 51), lambda role: Side(f"asyncio {role}")),
+    *_with_sides(chosen(_rows(("granter", "mapper"), *Fault), 89), lambda role: Side(role, 0)),
 ]
 
 
@@ -117,7 +117,7 @@ def test_one_side_is_struck_and_the_other_survives(
 
 BUSY = [
     *chosen(_rows(STEPS, Fault.KILL, Fault.DESTROY), 13),
-    *chosen(_rows(ASYNC_STEPS, Fault.KILL, Fault.DESTROY), 17),
+    *chosen(_rows(ASYNC_STEPS, Fault.KILL, Fault.DESTROY), 29),
 ]
 
 
@@ -146,7 +146,7 @@ def test_a_side_that_was_busy_when_the_other_was_struck_survives(
             victim.kill()
             survivor.say("go on")
             saw = _outcome(survivor, expected)
-            if expected in ("told", "whole"):
+            if expected in ("told", "whole", "either"):
                 assert saw.received == given, f"{len(saw.received)} of {len(given)} bytes were received: {saw}"
             fault_name = f"{fault.value} of the {other} meanwhile"
             evidence("faults", COLUMNS).add(name, fault_name, role, saw.saw, saw.seconds - started)
@@ -159,7 +159,7 @@ def _outcome(survivor: Actor, expected: str) -> Outcome:
         assert survivor.until_quiet(), f"nothing could tell it, yet it ended: {survivor.outcome()}"
         survivor.say("give up")
     saw = survivor.outcome()
-    assert saw.kind == expected, f"{saw}"
+    assert saw.kind in (("told", "whole") if expected == "either" else (expected,)), f"{saw}"
     return saw
 
 

@@ -189,7 +189,7 @@ class Back(_Session):
         self._is_gone: Callable[[], bool]  # whether the front of this session is
 
     def meet(self, life: str) -> None:
-        (grant,) = self.domain.find(self.peer, path_to(self.setting.domid), 0.5)
+        (grant,) = self.domain.find(self.peer, path_to(self.setting.domid), self.setting.look)
         with ExitStack() as held:
             # A notification writes, so the page is looked at first; while it is mapped its ref stays what it is.
             offer = _read_offer(held.enter_context(self._gnttab.map(grant, writable=False)))

@@ -36,6 +36,7 @@ class Setting(NamedTuple):
     report: Callable[..., None]
     stopping: threading.Event  # begin no session
     finishing: threading.Event  # nor answer any
+    look: float  # seconds in which what a peer has offered is found
 
 
 class Link(threading.Thread):

@@ -42,7 +42,8 @@ class Worker:
         assert self._domain.domid == domid  # which opens the domain's own connection to xenstore
         self._remove_nodes()  # what a process of this domain left that was killed
         self._stopping, self._finishing = threading.Event(), threading.Event()
-        setting = Setting(self._domain, domid, number, seed, self._report, self._stopping, self._finishing)
+        look = 0.5 if url.startswith("embedded:") else 8.0  # real Xen, under emulation, takes seconds
+        setting = Setting(self._domain, domid, number, seed, self._report, self._stopping, self._finishing, look)
         self._links: list[Link] = []
         for kind in kinds:
             if kind == "store":
