@@ -20,8 +20,10 @@ from xengrant.embedded import Machine
 
 LONG = 20.0  # seconds; no test comes near it
 
-# In the background of a script SIGINT is ignored, and every process that the tests start would inherit that.
+# In the background of a script SIGINT is ignored, and under nohup SIGHUP; every process that the tests start would
+# inherit that, and wait for ever for the signal that a test sends.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # A loaded machine is slow, not wrong.
 settings.register_profile("xengrant", deadline=None)
