@@ -23,28 +23,14 @@ typedef struct Mapping Mapping;
 #define ONE_PAGE __attribute__((hot, noinline, flatten, aligned(4096)))
 #define COLD __attribute__((cold, noinline))
 
-/* What a hand-over calls, without a call of libc, whose page and table entry are touched anew after each: the kernel's
- * result, which for an error is -errno. */
+/* What a hand-over calls: the kernel's result, which for an error is -errno. It is libc's syscall(), which the tests'
+ * preload library can be put in front of, and not read() and write(), which look whether to be cancellation points once
+ * there are threads. */
 static inline long
 system_call(long number, long first, const void *second, size_t third)
 {
-#if defined(__x86_64__)
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(first), "S"(second), "d"(third)
-                     : "rcx", "r11", "memory");
-    return result;
-#elif defined(__aarch64__)
-    register long x8 __asm__("x8") = number, x0 __asm__("x0") = first;
-    register const void *x1 __asm__("x1") = second;
-    register size_t x2 __asm__("x2") = third;
-    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
-    return x0;
-#else
     long result = syscall(number, first, second, third);
     return result < 0 ? -errno : result;
-#endif
 }
 
 /* ---- The module ------------------------------------------------------------------------------------------ */
