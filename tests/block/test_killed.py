@@ -29,6 +29,7 @@ class Work:
         self.model = bytearray(SIZE)
         self.done = 0
         self.stopping = False
+        self._moved = asyncio.Event()
 
     async def run(self, worker: int) -> None:
         chance = random.Random(worker)
@@ -44,15 +45,19 @@ class Work:
             else:
                 assert await self.disk.read(sector, count) == self.model[place], f"{count} sectors from {sector} on"
             self.done += 1
+            self._moved.set()
 
     async def wait_for(self, more: int, working: list[asyncio.Task[None]]) -> None:
         """Until so many more requests are done, or a worker failed."""
         until = self.done + more
         async with asyncio.timeout(SOON):
             while self.done < until:
+                self._moved.clear()
+                moved = asyncio.create_task(self._moved.wait())
+                await asyncio.wait({moved, *working}, return_when=asyncio.FIRST_COMPLETED)
+                moved.cancel()
                 for task in working:
                     assert not task.done() or task.result() is None
-                await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "per-request"])
