@@ -15,13 +15,14 @@ from lab.dom0 import ARM64
 _FRONT = "block_front linux random --check info_is_right --check tool_copies_bytes --check random_requests"
 JOBS = [
     *("suite", "table", "tool", "cycles", "vchan", "proxy", "block_faults", "faults", "pages", _FRONT),
+    "block polling --check bytes_stay_in_their_place",
     "differential --examples 6 --steps 40",
 ]
 LONG_JOBS = [
     "differential --examples 200",
     "soak --seconds 90",
     "block_faults --long",
-    "block linux xl python",
+    "block linux xl python polling",
     "block_front linux",
     "block_front random blkfront --random 300",
 ]

@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from lab.dom0 import RESULTS, Guest, disk_checks
@@ -41,6 +42,7 @@ def main() -> None:
     back_ends: dict[str, Callable[[int, Path, str], Disk]] = {"xen-blkback": LinuxDisk, "xen-blkback again": LinuxDisk}
     if importlib.util.find_spec("xengrant.cli.block"):
         back_ends["Python"] = python_disk
+        back_ends["Python, polling"] = partial(python_disk, options="--poll 0.001")
     if QemuDisk.available():
         back_ends["QEMU"] = QemuDisk
     pattern = bytes(range(256)) * (MIB // 256)

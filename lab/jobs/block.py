@@ -1,7 +1,7 @@
 """Disks for an unmodified Linux guest: its blkfront, ext4 and tools against what dom0 serves.
 
 By default against Linux's own back end, which shows that the checks are right, and against the project's where it
-exists; `qdisk`, QEMU's, is there in a run with --qemu.
+exists, which as `polling` looks for requests before it sleeps; `qdisk`, QEMU's, is there in a run with --qemu.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lab.dom0 import Guest, GuestError
@@ -25,6 +26,7 @@ MAKERS: dict[str, Callable[..., Disk]] = {
     "xl": XlDisk,
     "qdisk": QemuDisk,
     "python": python_disk,
+    "polling": partial(python_disk, options="--poll 0.001"),
 }
 WRITABLE = (
     checks.bytes_stay_in_their_place,

@@ -100,6 +100,29 @@ serve_seen(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes
     return usual;
 }
 
+typedef struct {
+    const BlockServer *server;
+    const Place *place;
+    uint32_t wakes;
+} Looker;
+
+/* An index that cannot be is something to do, too. */
+static int
+need_not_sleep(const void *argument)
+{
+    const Looker *looker = argument;
+    return __atomic_load_n(word(looker->place, REQ_PROD), __ATOMIC_ACQUIRE) != looker->place->prod ||
+           is_woken(looker->server, looker->wakes);
+}
+
+/* Whether there is something to do, before the front end is asked to tell. */
+static int COLD
+look_before_sleeping(const BlockServer *self, const Place *place, uint32_t wakes)
+{
+    Looker looker = {self, place, wakes};
+    return look_for_long(self->doorbell, need_not_sleep, &looker, NEVER);
+}
+
 int ONE_PAGE
 serve_ring(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes)
 {
@@ -107,6 +130,8 @@ serve_ring(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes
         uint32_t changes = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
         if (is_woken(self, wakes) || !look_at_front(self, place))
             return 1;
+        if (place->prod == place->seen && self->doorbell->poll != 0 && look_before_sleeping(self, place, wakes))
+            continue;
         if (place->prod == place->seen) { /* RING_FINAL_CHECK_FOR_REQUESTS */
             __atomic_store_n(word(place, REQ_EVENT), place->prod + 1, __ATOMIC_RELEASE);
             __atomic_thread_fence(__ATOMIC_SEQ_CST);

@@ -11,10 +11,10 @@
  * Each subject has a file, or several that begin with its name and share a header (mapping.h, ring.h, block.h):
  * words.c; mapping.c; descriptor.c; held.c; grants.c, which decodes whole grant tables; ring.c, the two ends of a ring
  * of bytes, with their waits, and stream.c, both ends of a vchan together; doorbell.c, the port that they wait on,
- * watchdog.c, the end of waits that have none, and turn.c, one thread after the other; block.c, which serves the ring of
- * a block device; region.c, a buffer that is held for a call; and fork.c, what a fork does to all this. native.h is what
- * the files share, and this one makes the module of them: a function of the module is declared there, and has its entry
- * in the table here.
+ * watchdog.c, the end of waits that have none, polling.c, looking before they begin, and turn.c, one thread after the
+ * other; block.c, which serves the ring of a block device; region.c, a buffer that is held for a call; and fork.c, what a
+ * fork does to all this. native.h is what the files share, and this one makes the module of them: a function of the module
+ * is declared there, and has its entry in the table here.
  *
  * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
  * of 3.11; free-threaded builds compile the same source against their full API.

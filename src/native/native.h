@@ -119,6 +119,8 @@ struct Doorbell {
     uint32_t generation; /* of the process whose it is: a fork's child is never told of anything */
     uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
+    uint64_t poll;      /* nanoseconds to look before sleeping */
+    Descriptor *yielder; /* of privcmd, by which who looks gives the processor to other domains, or NULL */
     /* Of a kernel's, once a wait has had no deadline: */
     uint32_t waker_port;  /* an event channel of this domain with itself: what is rung here comes from the device; 0 without */
     uint32_t waits_since; /* the watchdog's second, or 0 while nobody waits in a read */
@@ -149,6 +151,17 @@ int ring_held_bell(const Doorbell *self, int bell);
 void ring_waker(Doorbell *self);
 
 uint64_t monotonic_now(void);
+
+/* ---- Polling: looking again and again before sleeping ---------------------------------------------------------- */
+
+/* Whether there is what is looked for, or it is no use looking on. */
+typedef int Look(const void *looker);
+
+/* Without the GIL: looks for as long as the doorbell's `poll` says, at most until the deadline; whether `look` ever said so. */
+int look_for_long(const Doorbell *self, Look *look, const void *looker, uint64_t deadline);
+
+/* A method of Doorbell. */
+PyObject *doorbell_look(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
 
 /* timeout in seconds, or None: a deadline. 0, or -1 and an error is set. */
 int parse_timeout(PyObject *timeout, uint64_t *deadline);
@@ -197,7 +210,6 @@ typedef struct {
     Py_ssize_t live_at;  /* in `indices`: not 0 while the peer is there; -1 where this end outlives its peers */
     Py_ssize_t ask_at;   /* where this end asks to be told */
     Py_ssize_t asked_at; /* where the peer does */
-    uint64_t poll;       /* nanoseconds to look before sleeping */
     uint32_t wakes;      /* of the doorbell's, those that this end's waits have returned for */
     Turn turn;           /* of those that move bytes, and may wait for them */
 } Ring;

@@ -395,9 +395,9 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
 
 #define WAITING                                                                                              \
     {"bind", METHOD(ring_bind),                                                                              \
-     "bind($self, doorbell, live, ask, asked, poll, /)\n--\n\n"                                              \
+     "bind($self, doorbell, live, ask, asked, /)\n--\n\n"                                                     \
      "Make this a vchan's end: it tells the peer of what that asked for in the byte at `asked` in `indices`, and waits\n" \
-     "on the doorbell, having looked for `poll` seconds and asked to be told in the byte at `ask`, until the byte at\n" \
+     "on the doorbell, having looked as long as that says and asked to be told in the byte at `ask`, until the byte at\n" \
      "`live` is 0 (-1: there is none). Before another thread uses it."},                                     \
     {"wait", (PyCFunction)(void (*)(void))ring_wait, METH_FASTCALL,                                          \
      "wait($self, wanted, timeout, /)\n--\n\n"                                                              \

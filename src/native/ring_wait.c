@@ -27,24 +27,26 @@ is_woken(const Ring *self)
            __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
 }
 
+typedef struct {
+    const Ring *ring;
+    const Opened *opened;
+    uint32_t wanted;
+} Looker;
+
 static int
-spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
+need_not_sleep(const void *argument)
 {
-    uint64_t end = monotonic_now() + self->poll;
-    if (deadline < end)
-        end = deadline;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (is_there(self, opened, wanted))
-                return 1;
-#if defined(__x86_64__) || defined(__i386__)
-            __builtin_ia32_pause();
-#elif defined(__aarch64__)
-            __asm__ volatile("yield");
-#endif
-        }
-    } while (monotonic_now() < end && !is_woken(self) && !peer_is_gone(self, opened));
-    return 0;
+    const Looker *looker = argument;
+    return is_there(looker->ring, looker->opened, looker->wanted) || is_woken(looker->ring) ||
+           peer_is_gone(looker->ring, looker->opened);
+}
+
+static int COLD
+look_before_sleeping(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
+{
+    Looker looker = {self, opened, wanted};
+    look_for_long(self->doorbell, need_not_sleep, &looker, deadline);
+    return is_there(self, opened, wanted);
 }
 
 /* Without the GIL: waits until the bytes are there, asking the peer to tell and looking again afterwards, so that no
@@ -52,7 +54,7 @@ spin(const Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 Outcome HOT
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
-    if (is_there(self, opened, wanted) || (self->poll != 0 && spin(self, opened, wanted, deadline)))
+    if (is_there(self, opened, wanted) || (self->doorbell->poll != 0 && look_before_sleeping(self, opened, wanted, deadline)))
         return READY;
     uint8_t *ask = (uint8_t *)opened->indices.at + self->ask_at;
     uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
@@ -263,21 +265,15 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
     Ring *self = (Ring *)object;
     State *state = PyType_GetModuleState(type);
     Py_ssize_t live, ask, asked;
-    double poll;
     if (names != NULL && PyTuple_Size(names) != 0) {
         PyErr_SetString(PyExc_TypeError, "bind() takes no keyword arguments");
         return NULL;
     }
-    if (check_count("bind", nargs, 5) < 0 || parse_offset(args[1], &live) < 0 || parse_offset(args[2], &ask) < 0 ||
+    if (check_count("bind", nargs, 4) < 0 || parse_offset(args[1], &live) < 0 || parse_offset(args[2], &ask) < 0 ||
         parse_offset(args[3], &asked) < 0)
-        return NULL;
-    poll = PyFloat_AsDouble(args[4]);
-    if (poll == -1.0 && PyErr_Occurred())
         return NULL;
     if (!PyObject_TypeCheck(args[0], state->doorbell))
         return PyErr_Format(PyExc_TypeError, "%R is no Doorbell", args[0]);
-    if (!(poll >= 0 && poll <= 10))
-        return PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", args[4]);
     Opened opened;
     if (ring_open(self, &opened) < 0)
         return NULL;
@@ -295,7 +291,6 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
         self->live_at = live;
         self->ask_at = ask;
         self->asked_at = asked;
-        self->poll = (uint64_t)(poll * 1e9);
     }
     ring_close(self, &opened);
     Py_XDECREF(before);

@@ -16,7 +16,7 @@ ROOT = Path(xengrant.__file__).parent
 LAYERS = [
     {"errors", "abi", "_native"},
     {"memory", "arguments", "descriptors", "forks"},
-    {"devices", "waiting"},
+    {"devices", "waiting", "polling"},
     {"grant_table", "gntshr", "gnttab", "evtchn", "xenstore"},
     {"peer", "foreign_table", "kernelspace"},
     {"meeting"},

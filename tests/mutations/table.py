@@ -60,6 +60,10 @@ MUTATIONS: dict[str, Mutation] = {
     "block.pages_copied": M("pv/block/pages.py", "(ref, (span & 0xFF) * size,", "(ref, size,"),
     "block.pages_kept": M("pv/block/pages.py", "view[(span & 0xFF) * size :", "view["),
     "block.pages_mapped": M("pv/block/pages.py", "== blkif.READ) == writable", "== blkif.READ) != writable"),
+    "block.polling_disk": M("pv/block/back_queue.py", "elif self.doorbell.poll and", "elif False and"),
+    "block.polling_file": M(
+        "pv/block/back_queue.py", "        self._pages.tell(server)\n", "        self.doorbell.poll = 0\n"
+    ),
     "block.read_only_stays_as_it_is": M("pv/block/requests.py", "!= blkif.READ and not self.limits.writable", "== 77"),
     "block.request_overflow": M(
         "rings/rpc.py", "return _add(self._pushed, self.entries)", "return _add(self._pushed, 9999)"
@@ -367,6 +371,7 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.persistent_server": M(
         "vchan/channel.py", "live = -1 if persists else self._peer_live", "live = self._peer_live"
     ),
+    "vchan.polls": M("vchan/opening.py", "            polling.at(channel.doorbell)\n", "            pass\n"),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
         "            raise self._peer_closed()\n        return data\n",

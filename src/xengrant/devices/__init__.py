@@ -19,7 +19,7 @@ from xengrant.forks import abandon_in_child
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from xengrant._native import Doorbell, Held
+    from xengrant._native import Descriptor, Doorbell, Held
     from xengrant.memory import Mapping
 
     _Made = TypeVar("_Made", bound=Held)
@@ -99,6 +99,13 @@ class Device(abc.ABC):
         """
         raise OSError(errno.ENOTTY, f"{self.name} has no ports")
 
+    def yielder(self) -> Descriptor | None:
+        """A privcmd's file, where this domain may give its processor to others by it (Xen SCHEDOP_yield); else None.
+
+        For `Doorbell.yielder`. Asking yields once.
+        """
+        return None
+
     @abc.abstractmethod
     def read(self, size: int) -> bytes:
         """Read what is there, at most `size` bytes; never waits: `BlockingIOError` where there is nothing."""
@@ -134,6 +141,8 @@ class System(abc.ABC):
     url: str
     is_kernel: bool = False
     """Whether the program is its domain's kernel, and no process in it (an embedded machine's ``kernel=1``)."""
+    may_yield: bool = False
+    """Whether a privcmd may have a `Device.yielder`: not where domains are processes, whose kernel schedules them."""
 
     @abc.abstractmethod
     def open(self, name: str) -> Device:

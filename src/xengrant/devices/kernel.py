@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from xengrant._native import Descriptor, Doorbell
-from xengrant.abi.xen import PAGE_SIZE
+from xengrant.abi import privcmd
+from xengrant.abi.xen import HYPERVISOR_SCHED_OP, PAGE_SIZE, SCHEDOP_YIELD
 from xengrant.descriptors import NO_DESCRIPTORS, no_descriptors
 from xengrant.devices import Device, Pointer, System
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable
@@ -82,6 +83,13 @@ class KernelDevice(Device):
         self._check_open()
         return Doorbell(self._file, port, None)
 
+    def yielder(self) -> Descriptor | None:
+        try:
+            self.ioctl(privcmd.HYPERCALL, privcmd.pack_hypercall(HYPERVISOR_SCHED_OP, SCHEDOP_YIELD))
+        except OSError:  # a guest's is EPERM (XSA-482)
+            return None
+        return self._file
+
     def read(self, size: int) -> bytes:
         fd = self._hold()
         try:
@@ -125,6 +133,7 @@ class KernelSystem(System):
     """This domain's kernel."""
 
     url = "xen:"
+    may_yield = True
 
     def open(self, name: str) -> Device:
         if os.sysconf("SC_PAGE_SIZE") != PAGE_SIZE:

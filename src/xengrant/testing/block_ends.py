@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from xengrant.abi import blkif
 from xengrant.abi.blkif import X86_64, Head
 from xengrant.gnttab import Gnttab, Grant
+from xengrant.polling import Polling
 from xengrant.pv.block.back_queue import BATCH_PAGES, BackQueue
 from xengrant.pv.block.disks import vectored
 from xengrant.pv.block.front_pages import Pool
@@ -22,7 +23,7 @@ from xengrant.pv.block.requests import Limits, Reader
 from xengrant.pv.block.ring import BlockRing
 from xengrant.rings.rpc import FrontRing
 from xengrant.testing.expect import true
-from xengrant.testing.here import SOON, Here
+from xengrant.testing.here import QUIET, SOON, Here
 
 if TYPE_CHECKING:
     from xengrant.evtchn import Port
@@ -52,18 +53,31 @@ class RawFront:
     def ask(self, *requests: bytes) -> list[tuple[int, int, int]]:
         """(id, operation, status) of the responses to them, in their order."""
         self.push(*requests)
+        return self.take(len(requests))
+
+    def take(self, count: int) -> list[tuple[int, int, int]]:
+        """The next `count` responses, as they come."""
         responses: list[bytes] = []
-        while len(responses) < len(requests):
+        while len(responses) < count:
             responses += self.ring.take_responses()
-            if len(responses) < len(requests) and not self.ring.more_to_do():
+            if len(responses) < count and not self.ring.more_to_do():
                 self.port.wait(SOON)
         return [X86_64.unpack_response(response) for response in responses]
 
-    def push(self, *requests: bytes) -> None:
+    def push(self, *requests: bytes) -> bool:
+        """Whether the back end asked to be told of them, and was."""
         for request in requests:
             self.ring.next_request(request)
-        if self.ring.push_requests():
+        asked = self.ring.push_requests()
+        if asked:
             self.port.notify()
+        return asked
+
+    def settle(self) -> None:
+        """Until no event has come for a while."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self.port.wait(QUIET)
 
     def rw(self, operation: int, number: int, sector: int, refs: list[int], span: int = blkif.WHOLE_PAGE) -> bytes:
         segments = blkif.pack_segments(refs, [span] * len(refs))
@@ -102,11 +116,14 @@ async def front_queue(here: Here, turn: str = "") -> AsyncIterator[FrontQueue]:
 class Back:
     """A back end's queue on the ring of which the other half told."""
 
-    def __init__(self, here: Here, disk: Any, data: str, *, kept: int = 512, turn: str = "", **limits: Any) -> None:
+    def __init__(
+        self, here: Here, disk: Any, data: str, *, kept: int = 512, turn: str = "", poll: float = 0.0, **limits: Any
+    ) -> None:
         self._here = here
         self._disk = disk
         self._data = data
         self._kept = kept
+        self._poll = poll
         self._limits = Limits(SECTORS, max_segments=SEGMENTS, **limits)
         self._refs, self._remote_port = here.hear(f"ring{turn}")
         self.errors: list[Exception] = []
@@ -122,6 +139,7 @@ class Back:
             channels = opened.enter_context(here.domain.evtchn())
             port = opened.enter_context(channels.bind_interdomain(here.other, self._remote_port))
             doorbell = opened.enter_context(contextlib.closing(port.doorbell()))
+            opened.enter_context(contextlib.closing(Polling(here.domain.system, self._poll))).at(doorbell)
             self.pages = self._pages(gnttab)
             self.memory: Mapping = mapped.mapping
             self.port: Port = port

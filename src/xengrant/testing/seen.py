@@ -85,8 +85,8 @@ SEEN: dict[str, str] = {
     "Xen 4.17, Linux 6.1, x86_64, PV dom0 and a guest": """
         block.bad_requests_are_answered block.discard_and_flush block.indirect_answers_its_operation
         block.kept_pages_are_capped block.lying_back_end block.many_at_once block.on_the_bus block.pages_copied
-        block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
-        block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
+        block.pages_kept block.pages_mapped block.polling_disk block.polling_file block.read_only_stays_as_it_is
+        block.request_overflow block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
         copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
         copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
@@ -115,7 +115,7 @@ SEEN: dict[str, str] = {
         table.console_and_xenstore table.guest_may_not table.live_table table.process_has_none table.refused
         table.table_grows vchan.both_ways_in_any_ring vchan.client_before_server vchan.client_closes_first vchan.filled
         vchan.in_place vchan.keys_are_the_clients vchan.killed_client vchan.killed_server vchan.largest_rings
-        vchan.lying_index vchan.notifies_when_asked vchan.persistent_server vchan.server_closes_first
+        vchan.lying_index vchan.notifies_when_asked vchan.persistent_server vchan.polls vchan.server_closes_first
         vchan.waits_without_deadline vchan_streams.both_ways vchan_streams.end_after_the_last_byte
         vchan_streams.many_clients xenstore.asyncio xenstore.closed_watch xenstore.directory
         xenstore.each_watch_its_events xenstore.hidden_nodes xenstore.introduced xenstore.many_children
@@ -127,8 +127,8 @@ SEEN: dict[str, str] = {
     "Xen 4.17, Linux 6.1, x86_64, PV two guests": """
         block.bad_requests_are_answered block.discard_and_flush block.indirect_answers_its_operation
         block.kept_pages_are_capped block.lying_back_end block.many_at_once block.on_the_bus block.pages_copied
-        block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
-        block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
+        block.pages_kept block.pages_mapped block.polling_disk block.polling_file block.read_only_stays_as_it_is
+        block.request_overflow block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
         copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
         copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
@@ -155,19 +155,20 @@ SEEN: dict[str, str] = {
         share.views_pin_the_share share.whole_limit table.guest_may_not table.process_has_none
         vchan.both_ways_in_any_ring vchan.client_before_server vchan.client_closes_first vchan.filled vchan.in_place
         vchan.keys_are_the_clients vchan.killed_client vchan.killed_server vchan.largest_rings vchan.lying_index
-        vchan.notifies_when_asked vchan.persistent_server vchan.server_closes_first vchan.waits_without_deadline
-        vchan_streams.both_ways vchan_streams.end_after_the_last_byte vchan_streams.many_clients xenstore.asyncio
-        xenstore.closed_watch xenstore.directory xenstore.each_watch_its_events xenstore.hidden_nodes
-        xenstore.missing_node xenstore.node_size_quota xenstore.others_may_not_write xenstore.permissions
-        xenstore.read_and_write xenstore.relative_paths xenstore.releases_are_for_dom0 xenstore.transaction_aborted
-        xenstore.transaction_conflict xenstore.transaction_is_hidden xenstore.transaction_quota xenstore.watch_quota
-        xenstore.watch_tells_at_once xenstore.watch_tells_of_the_other xenstore.watches_among_requests
+        vchan.notifies_when_asked vchan.persistent_server vchan.polls vchan.server_closes_first
+        vchan.waits_without_deadline vchan_streams.both_ways vchan_streams.end_after_the_last_byte
+        vchan_streams.many_clients xenstore.asyncio xenstore.closed_watch xenstore.directory
+        xenstore.each_watch_its_events xenstore.hidden_nodes xenstore.missing_node xenstore.node_size_quota
+        xenstore.others_may_not_write xenstore.permissions xenstore.read_and_write xenstore.relative_paths
+        xenstore.releases_are_for_dom0 xenstore.transaction_aborted xenstore.transaction_conflict
+        xenstore.transaction_is_hidden xenstore.transaction_quota xenstore.watch_quota xenstore.watch_tells_at_once
+        xenstore.watch_tells_of_the_other xenstore.watches_among_requests
     """,
     "Xen 4.20, Linux 6.12, x86_64, PV dom0 and a guest": """
         block.bad_requests_are_answered block.discard_and_flush block.indirect_answers_its_operation
         block.kept_pages_are_capped block.lying_back_end block.many_at_once block.on_the_bus block.pages_copied
-        block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
-        block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
+        block.pages_kept block.pages_mapped block.polling_disk block.polling_file block.read_only_stays_as_it_is
+        block.request_overflow block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
         copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
         copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
@@ -196,7 +197,7 @@ SEEN: dict[str, str] = {
         table.console_and_xenstore table.guest_may_not table.live_table table.process_has_none table.refused
         table.table_grows vchan.both_ways_in_any_ring vchan.client_before_server vchan.client_closes_first vchan.filled
         vchan.in_place vchan.keys_are_the_clients vchan.killed_client vchan.killed_server vchan.largest_rings
-        vchan.lying_index vchan.notifies_when_asked vchan.persistent_server vchan.server_closes_first
+        vchan.lying_index vchan.notifies_when_asked vchan.persistent_server vchan.polls vchan.server_closes_first
         vchan.waits_without_deadline vchan_streams.both_ways vchan_streams.end_after_the_last_byte
         vchan_streams.many_clients xenstore.asyncio xenstore.closed_watch xenstore.directory
         xenstore.each_watch_its_events xenstore.hidden_nodes xenstore.introduced xenstore.many_children
@@ -208,8 +209,8 @@ SEEN: dict[str, str] = {
     "Xen 4.20, Linux 6.12, x86_64, PVH two guests": """
         block.bad_requests_are_answered block.discard_and_flush block.indirect_answers_its_operation
         block.kept_pages_are_capped block.lying_back_end block.many_at_once block.on_the_bus block.pages_copied
-        block.pages_kept block.pages_mapped block.read_only_stays_as_it_is block.request_overflow
-        block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
+        block.pages_kept block.pages_mapped block.polling_disk block.polling_file block.read_only_stays_as_it_is
+        block.request_overflow block.successor_goes_on block.unplugged byte_rings.both_ways byte_rings.indices_wrap
         byte_rings.look_acknowledges_nothing byte_rings.lying_index byte_rings.short_counts copy.bad_segments
         copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.mapped_destination
         copy.offsets copy.read_only_destination copy.to_grant domain.close_ends_nothing_else domain.knows_its_domid
@@ -236,13 +237,14 @@ SEEN: dict[str, str] = {
         share.views_pin_the_share share.whole_limit table.guest_may_not table.process_has_none
         vchan.both_ways_in_any_ring vchan.client_before_server vchan.client_closes_first vchan.filled vchan.in_place
         vchan.keys_are_the_clients vchan.killed_client vchan.killed_server vchan.largest_rings vchan.lying_index
-        vchan.notifies_when_asked vchan.persistent_server vchan.server_closes_first vchan.waits_without_deadline
-        vchan_streams.both_ways vchan_streams.end_after_the_last_byte vchan_streams.many_clients xenstore.asyncio
-        xenstore.closed_watch xenstore.directory xenstore.each_watch_its_events xenstore.hidden_nodes
-        xenstore.missing_node xenstore.node_size_quota xenstore.others_may_not_write xenstore.permissions
-        xenstore.read_and_write xenstore.relative_paths xenstore.releases_are_for_dom0 xenstore.transaction_aborted
-        xenstore.transaction_conflict xenstore.transaction_is_hidden xenstore.transaction_quota xenstore.watch_quota
-        xenstore.watch_tells_at_once xenstore.watch_tells_of_the_other xenstore.watches_among_requests
+        vchan.notifies_when_asked vchan.persistent_server vchan.polls vchan.server_closes_first
+        vchan.waits_without_deadline vchan_streams.both_ways vchan_streams.end_after_the_last_byte
+        vchan_streams.many_clients xenstore.asyncio xenstore.closed_watch xenstore.directory
+        xenstore.each_watch_its_events xenstore.hidden_nodes xenstore.missing_node xenstore.node_size_quota
+        xenstore.others_may_not_write xenstore.permissions xenstore.read_and_write xenstore.relative_paths
+        xenstore.releases_are_for_dom0 xenstore.transaction_aborted xenstore.transaction_conflict
+        xenstore.transaction_is_hidden xenstore.transaction_quota xenstore.watch_quota xenstore.watch_tells_at_once
+        xenstore.watch_tells_of_the_other xenstore.watches_among_requests
     """,
     "embedded machine, HVM, dom0 and a guest": """
         copy.bad_segments copy.between_grants copy.each_has_its_status copy.from_grant copy.many_segments copy.offsets

@@ -51,7 +51,6 @@ class Channel:
         *,
         is_server: bool,
         persists: bool = False,
-        poll: float = 0.0,
     ) -> None:
         self.control = control
         self.port = port
@@ -72,7 +71,7 @@ class Channel:
         self._ask, asked = (abi.CLI_NOTIFY, abi.SRV_NOTIFY) if is_server else (abi.SRV_NOTIFY, abi.CLI_NOTIFY)
         live = -1 if persists else self._peer_live
         for ring in (self.incoming, self.outgoing):
-            ring.bind(self.doorbell, live, self._ask, asked, poll)
+            ring.bind(self.doorbell, live, self._ask, asked)
 
     def keep(self, held: ExitStack) -> Self:
         """Have `close` give this back."""
@@ -161,7 +160,6 @@ def offer(
     write_size: int,
     *,
     persists: bool = False,
-    poll: float = 0.0,
 ) -> Channel:
     """A server's end for the port's remote domain, with rings of at least so many bytes; `keys` are for its client.
 
@@ -188,7 +186,7 @@ def offer(
                 memory = share.mapping
             rings.append(_place(memory, order))
         control[abi.GRANTS : abi.GRANTS + len(abi.pack_refs(refs))] = abi.pack_refs(refs)
-        channel = Channel(control, rings[0], rings[1], port, is_server=True, persists=persists, poll=poll)
+        channel = Channel(control, rings[0], rings[1], port, is_server=True, persists=persists)
         channel.keys = Keys(page.refs[0], port.number)
         return channel.keep(held.pop_all())
 
@@ -203,7 +201,7 @@ def pinned(domain: Domain, domid: int, keys: Keys) -> Iterator[None]:
         yield
 
 
-def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 0.0) -> Channel:
+def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
     """A client's end of what the port's remote domain offers; `connect` then says that it is here.
 
     Raises `MapError` where the page is not there any more, `ProtocolError` where it makes no sense, `PeerClosed` where
@@ -230,7 +228,7 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys, *, poll: float = 
             rings.append(_place(memory, order))
         # A server that closes says so before its refs are used again: these were still its own.
         _check_server(control, domid)
-        channel = Channel(control, rings[0], rings[1], port, is_server=False, poll=poll)
+        channel = Channel(control, rings[0], rings[1], port, is_server=False)
         return channel.keep(held.pop_all())
 
 

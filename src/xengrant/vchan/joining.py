@@ -49,9 +49,7 @@ Steps = Generator[Pause | None, "Keys | None", Joined[_P]]
 """Yields a `Pause`, or None to be sent the keys that stand at the path, None for none. Closing it undoes all."""
 
 
-def joining(
-    domain: Domain, channels: Binds[_P], domid: int, where: str, timeout: float | None, *, poll: float = 0.0
-) -> Steps[_P]:
+def joining(domain: Domain, channels: Binds[_P], domid: int, where: str, timeout: float | None) -> Steps[_P]:
     """Connect to the vchan of domain `domid` at `where`; raises as `connect`."""
     deadline = deadline_after(timeout)
     failure: Exception | None = None
@@ -70,7 +68,7 @@ def joining(
                         # of `attach` would clear a byte. Servers withdraw their keys before they give back the page.
                         if (yield None) != found:
                             raise _taken_back(domid)
-                        channel = attach(domain, port, found, poll=poll)
+                        channel = attach(domain, port, found)
                     undo.callback(channel.close)
                     channel.connect()
                     undo.pop_all()

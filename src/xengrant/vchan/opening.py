@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
+from xengrant.polling import Polling
 from xengrant.vchan import keys as meeting
 from xengrant.vchan.channel import offer
 from xengrant.vchan.endpoint import Vchan
@@ -46,21 +47,25 @@ def serve(
     relative to this domain's own directory, or a bare name below ``data/vchan/DOMID``. With `persist` the end stays
     open when a client leaves, for the next (libxenvchan's server_persist), which finds what that one left unread.
 
-    `poll` is how many seconds a call looks again and again before it sleeps. `peer` is what tells of the death of the
-    other domain; dom0, which xenstore tells, needs none. `domain` is by default what `xengrant.connect()` gives.
+    `poll` is how many seconds, 10 at most, a call looks again and again before it sleeps: in dom0, where it can open
+    /dev/xen/privcmd, giving its processor to other domains in between, elsewhere keeping it busy. `peer` is what tells
+    of the death of the other domain; dom0, which xenstore tells, needs none. `domain` is by default what
+    `xengrant.connect()` gives.
     Raises as `Gntshr.share_pages` and `EventChannels.bind_unbound`, `XenStoreError`, `ValueError`.
     """
     checked_domid(domid)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
+        polling = held.enter_context(contextlib.closing(Polling(domain.system, poll)))
         where = meeting.key_path(domain.domid, domid, path)
         peer = peer or _default_peer(domain, domid, held)
         store = held.enter_context(domain.xenstore())
         channels = held.enter_context(domain.evtchn())
         port = held.enter_context(channels.bind_unbound(domid))
-        channel = offer(domain, port, read_size, write_size, persists=persist, poll=poll)
+        channel = offer(domain, port, read_size, write_size, persists=persist)
         with ExitStack() as undo:
             undo.callback(channel.close)
+            polling.at(channel.doorbell)
             assert channel.keys is not None
             meeting.publish(store, where, domain.domid, domid, channel.keys)
             # First the keys, then the page: a client that maps it and then sees the keys has the right one.
@@ -88,18 +93,18 @@ def connect(
     checked_domid(domid)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
+        polling = held.enter_context(contextlib.closing(Polling(domain.system, poll)))
         where = meeting.key_path(domid, domain.domid, path)
         peer = peer or _default_peer(domain, domid, held)
         channels = held.enter_context(domain.evtchn())
-        channel, port = _meet(domain, channels, domid, where, timeout, poll)
+        channel, port = _meet(domain, channels, domid, where, timeout)
         held.callback(port.close)
+        polling.at(channel.doorbell)
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
 
-def _meet(
-    domain: Domain, channels: EventChannels, domid: int, where: str, timeout: float | None, poll: float
-) -> Joined[Port]:
-    steps = joining(domain, channels, domid, where, timeout, poll=poll)
+def _meet(domain: Domain, channels: EventChannels, domid: int, where: str, timeout: float | None) -> Joined[Port]:
+    steps = joining(domain, channels, domid, where, timeout)
     with contextlib.closing(steps), domain.xenstore() as store, store.watch(where) as watch:
         keys: meeting.Keys | None = None
         while True:

@@ -13,6 +13,7 @@ from xengrant.cli import arguments, output
 from xengrant.cli.block import vdev
 from xengrant.cli.block.live import Live, Look
 from xengrant.cli.hold import Hold
+from xengrant.polling import check_seconds
 from xengrant.pv import block
 
 NAME = "serve"
@@ -49,6 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--data",
         choices=("copy", "map"),
         help="have the guest's pages copied, or mapped for each batch (default: kept mapped where the guest can)",
+    )
+    parser.add_argument(
+        "--poll",
+        metavar="S",
+        type=_poll,
+        default=0.0,
+        help="look S seconds for requests before sleeping, such as 0.001; dom0 lets other domains run meanwhile",
     )
     parser.add_argument(
         "--backend",
@@ -99,6 +107,7 @@ class _Server:
             max_rings=args.rings,
             persistent=args.data is None,
             data=args.data or "auto",
+            poll=args.poll,
         )
 
     async def run(self) -> int:
@@ -214,6 +223,14 @@ def _rings(text: str) -> int:
     if value > 64:
         raise argparse.ArgumentTypeError("at most 64 rings")
     return value
+
+
+def _poll(text: str) -> float:
+    try:
+        check_seconds(float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 to 10") from None
+    return float(text)
 
 
 def _segments(text: str) -> int:

@@ -58,7 +58,7 @@ class BackQueue:
     ) -> None:
         self._counters = Counters()  # of what is done here
         self._ring = ring
-        self._doorbell = doorbell
+        self.doorbell = doorbell
         self._pages = pages
         self._reader = reader
         self._disk = disk
@@ -82,7 +82,7 @@ class BackQueue:
     def stop(self) -> None:
         """Have it end after the batch that it is at; what is not answered then stays in the ring."""
         self._stopping = True
-        self._doorbell.wake()
+        self.doorbell.wake()
 
     def join(self, timeout: float | None = None) -> bool:
         """Whether it has ended, after at most so many seconds: then nothing of it uses ring, port or disk."""
@@ -92,7 +92,7 @@ class BackQueue:
 
     def _run(self) -> None:
         try:
-            self._doorbell.ring()  # a predecessor may have died between an answer and its event
+            self.doorbell.ring()  # a predecessor may have died between an answer and its event
             self._serve()
         except Exception as error:
             self._counters.depth = 0
@@ -106,7 +106,7 @@ class BackQueue:
         file = descriptor(self._disk)
         if file is None or not isinstance(self._pages, KeptPages):
             return None
-        server = self._ring.server(self._doorbell, file)
+        server = self._ring.server(self.doorbell, file)
         self._pages.tell(server)
         return server
 
@@ -118,17 +118,21 @@ class BackQueue:
 
     def _serve_here(self) -> bool:
         """Do what is there, or wait for more. False where no event can come."""
-        changes = self._doorbell.changes
+        changes, wakes = self.doorbell.changes, self.doorbell.wakes
+        if self._stopping:
+            return True
         if entries := self._ring.take_requests():
             self._do(entries)
+        elif self.doorbell.poll and self._ring.look(self.doorbell, wakes):
+            return True
         elif not self._ring.more_to_do():
-            return self._doorbell.wait(changes, None) != _SILENCED
+            return self.doorbell.wait(changes, None) != _SILENCED
         return True
 
     def _serve_usual(self) -> bool:
         """Have what is usual done, for as long as there is nothing else; then do the rest."""
         assert self._server is not None
-        wakes = self._doorbell.wakes
+        wakes = self.doorbell.wakes
         if self._stopping:
             return True
         more = self._ring.serve(self._server, self._reader.limits, wakes)
@@ -155,7 +159,7 @@ class BackQueue:
         for request in batch:
             answer(pack(request.id, request.operation, request.status))
         if self._ring.to_notify():
-            self._doorbell.ring()
+            self.doorbell.ring()
         self._count(batch)
 
     def _count(self, batch: Sequence[Request]) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from xengrant.abi import blkif
 from xengrant.arguments import MAX_U32
 from xengrant.errors import InterfaceUnavailable
+from xengrant.polling import Polling, check_seconds
 from xengrant.pv.backend import Backend
 from xengrant.pv.block.back_queue import BATCH_PAGES, BackQueue
 from xengrant.pv.block.counters import Counters
@@ -45,7 +46,8 @@ class Offer:
     rings a front end may have, `max_ring_order` how large each is: log2 of its pages. `persistent` is whether pages may
     stay mapped, and `kept_pages` how many do at least, for each ring, where the front end uses as many; twice as many
     may. `data` is how the other front ends' pages are reached: "auto" copies where the hypervisor can.
-    `info` are flags of blkif.h beside VDISK_READONLY.
+    `info` are flags of blkif.h beside VDISK_READONLY. `poll` is how many seconds, 10 at most, a ring's thread looks for
+    requests before it sleeps, as a vchan's end does (`xengrant.vchan.serve`).
     """
 
     writable: bool = True
@@ -58,6 +60,7 @@ class Offer:
     kept_pages: int = 4096
     data: Literal["auto", "copy", "map"] = "auto"
     info: int = 0
+    poll: float = 0.0
 
     def __post_init__(self) -> None:
         if self.sector_size not in (512, 1024, 2048, 4096):
@@ -69,6 +72,7 @@ class Offer:
             raise ValueError(f"max_segments {self.max_segments} is outside 0..{BATCH_PAGES}")
         if not 1 <= self.max_rings <= _MAX_RINGS or not 0 <= self.max_ring_order <= _MAX_RING_ORDER:
             raise ValueError(f"at most {_MAX_RINGS} rings, each of at most {1 << _MAX_RING_ORDER} pages")
+        check_seconds(self.poll)
 
 
 def serving(disk: Disk | VectoredDisk, offer: Offer | None = None) -> MakeBackend:
@@ -144,12 +148,15 @@ class BlockBackend(Backend):
         self._limits.sectors = self._sectors()
         gnttab = connection.enter(connection.domain.gnttab())
         persistent = await connection.taken("feature-persistent")
+        polling = connection.enter(contextlib.closing(Polling(connection.domain.system, offer.poll)))
         reader = Reader(blkif.LAYOUTS[protocol], self._limits)
         queues = []
         for number in range(rings):
             prefix = f"queue-{number}/" if rings > 1 else ""
             pages = self._pages(gnttab, connection.otherend_id, persistent=persistent, order=order)
-            queues.append(await self._queue(connection, prefix, order, reader, pages, number))
+            queue = await self._queue(connection, prefix, order, reader, pages, number)
+            polling.at(queue.doorbell)
+            queues.append(queue)
         self._queues = queues
         for queue in queues:
             queue.start()

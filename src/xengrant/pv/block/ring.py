@@ -60,6 +60,10 @@ class BlockRing(BackRing):
         self._seen, self._told = seen, told
         return more
 
+    def look(self, doorbell: _native.Doorbell, wakes: int) -> bool:
+        """Look for as long as the doorbell's `poll` says: whether a request has come, or `wakes` is another."""
+        return doorbell.look(self._memory, abi.REQ_PROD, self._seen, wakes)
+
     @property
     def depth(self) -> int:
         """How many requests were there at the last look, and are not answered."""

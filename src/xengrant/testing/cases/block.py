@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tempfile
 from typing import Any
 
 from xengrant import _native, pv
@@ -228,6 +229,44 @@ class DiscardAndFlush(Case):
 
         serve(here, Disk(SIZE), "kept", can_discard=True)
         equal(len(flushed), 1, "the flushes that the disk saw")
+
+
+def _ask_twice(here: Here) -> None:
+    with raw_front(here) as front:
+        request = front.rw(blkif.READ, 1, 0, [front.data.refs[0]])
+        equal(front.ask(request), [(1, blkif.READ, OKAY)], "the first response")
+        front.settle()
+        true(not front.push(request), "nobody is to be told of the second request")
+        equal(front.take(1), [(1, blkif.READ, OKAY)], "the second response")
+
+
+class PollingFile(Case):
+    """A back end that polls asks for no event while it looks, and answers what comes: of a file, without Python"""
+
+    source = "Xen public/io/ring.h, RING_PUSH_REQUESTS_AND_CHECK_NOTIFY"
+    peer = "front"
+
+    def front(self, here: Here) -> None:
+        _ask_twice(here)
+
+    def back(self, here: Here) -> None:
+        with tempfile.NamedTemporaryFile() as image:
+            image.truncate(SIZE)
+            with block.File(image.name) as disk:
+                equal(serve(here, disk, "kept", poll=SOON).errors, [], "what went wrong")
+
+
+class PollingDisk(Case):
+    """A back end that polls asks for no event while it looks, and answers what comes: of any disk"""
+
+    source = "Xen public/io/ring.h, RING_PUSH_REQUESTS_AND_CHECK_NOTIFY"
+    peer = "front"
+
+    def front(self, here: Here) -> None:
+        _ask_twice(here)
+
+    def back(self, here: Here) -> None:
+        equal(serve(here, block.Memory(SIZE), "kept", poll=SOON).errors, [], "what went wrong")
 
 
 class RequestOverflow(Case):

@@ -169,6 +169,35 @@ class ClientClosesFirst(Case):
             end.send(here.noise(4000, 1), SOON)
 
 
+class Polls(Case):
+    """An end that polls sees what comes without an event; dom0's gives its processor away meanwhile"""
+
+    source = "here; Xen public/sched.h, SCHEDOP_yield"
+    peer = "client"
+
+    def server(self, here: Here) -> None:
+        with _serving(here, poll=SOON) as end:
+            end.wait_connected(SOON)
+            yields = here.domain.system.may_yield and here.domain.domid == 0
+            equal(end._doorbell.yielder is not None, yields, "whether this end yields")
+            events = end._doorbell.events
+            here.tell("looking")
+            equal(end.recv(4, SOON), b"seen", "what the client wrote")
+            equal(end._doorbell.events, events, "the events that this end took")
+            end.send(b"told", SOON)
+            here.meet("done")
+
+    def client(self, here: Here) -> None:
+        here.hear("serving case")
+        with _connect(here) as end:
+            here.hear("looking")
+            with raises(TimeoutError, "reading where nothing comes"):
+                end.read(timeout=QUIET)
+            end.send(b"seen", SOON)
+            equal(end.recv(4, SOON), b"told", "the reply")
+            here.meet("done")
+
+
 class KilledServer(Case):
     """A server that is killed is an end of file to its client, after all that it wrote"""
 
