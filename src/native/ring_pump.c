@@ -4,12 +4,17 @@
 
 #include "ring.h"
 
+/* Handovers after which signals are looked after, however busy the stream is. */
+enum { MANY = 1024 };
+
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
 static Outcome ONE_PAGE
 pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
      size_t *moved)
 {
-    for (uint32_t promised = 0;;) {
+    for (uint32_t promised = 0, turns = 0;; turns++) {
+        if (turns == MANY)
+            return PAUSED;
         if (self->writes && peer_is_gone(self, opened))
             return PEER_GONE;
         size_t rest = length - *moved;

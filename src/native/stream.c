@@ -183,8 +183,11 @@ write_lines(Stream *self, PyObject *lines, uint64_t deadline)
             return -1;
         total += (Py_ssize_t)progress.bytes;
         next += progress.whole;
-        if (outcome == READY)
+        if (outcome == READY) {
+            if (next < count && PyErr_CheckSignals() < 0)
+                return -1;
             continue;
+        }
         PyObject *line = PyTuple_GetItem(lines, next++);
         Py_ssize_t done = write_on(self, line, deadline, progress.part, outcome);
         if (done < 0 && total > 0 && PyErr_ExceptionMatches(PyExc_TimeoutError)) {
