@@ -35,6 +35,7 @@ from .machine import machine_with
 __all__ = ["BlockBack", "BlockFront", "BlockNodes"]
 
 _BOUND = 20.0  # seconds that nothing takes, on a machine that others load
+_POLL = 0.002  # seconds
 _SIZE = 1 << 16
 _SECTORS = _SIZE // 512
 _SEGMENTS = 20
@@ -86,7 +87,14 @@ class Liar:
     """Domain 1 with a ring and pages, some read-only, and a back end's queue of domain 2's on them."""
 
     def __init__(
-        self, one: xengrant.Domain, two: xengrant.Domain, opened: contextlib.ExitStack, layout: Layout, kind: str
+        self,
+        one: xengrant.Domain,
+        two: xengrant.Domain,
+        opened: contextlib.ExitStack,
+        layout: Layout,
+        kind: str,
+        *,
+        polls: bool = False,
     ) -> None:
         self.layout = layout
         self.disk = GuardedDisk()
@@ -104,6 +112,7 @@ class Liar:
         backs = opened.enter_context(two.evtchn())
         doorbell = backs.bind_interdomain(FRONT, self.port.number).doorbell()
         opened.callback(doorbell.close)
+        doorbell.poll = _POLL if polls else 0
         pages: dict[str, Pages] = {
             "kept": KeptPages(gnttab, FRONT, 6),
             "file": KeptPages(gnttab, FRONT, 16),
@@ -279,7 +288,7 @@ class BlockBack(_OnDisks):
             yield
 
     def first(self, chance: Random) -> Steps:
-        return [["ring", chance.randrange(len(LAYOUTS)), chance.randrange(len(_KINDS))]]
+        return [["ring", chance.randrange(len(LAYOUTS)), chance.randrange(2 * len(_KINDS))]]
 
     def step(self, chance: Random) -> Step:
         if chance.randrange(60) == 0:
@@ -289,7 +298,9 @@ class BlockBack(_OnDisks):
     def run(self, steps: Steps) -> None:
         layout, pages = begun_with(steps, "ring", (0, 0))
         with contextlib.ExitStack() as opened:
-            liar = Liar(self._one, self._two, opened, choose(list(LAYOUTS.values()), layout), choose(_KINDS, pages))
+            polls = pages // len(_KINDS) % 2 == 1
+            ring = choose(list(LAYOUTS.values()), layout)
+            liar = Liar(self._one, self._two, opened, ring, choose(_KINDS, pages), polls=polls)
             for kind, *rest in steps:
                 if kind == "meanwhile":
                     liar.race(*rest)

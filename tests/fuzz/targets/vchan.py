@@ -26,6 +26,7 @@ __all__ = ["VchanOffer", "VchanPeer", "VchanStreams"]
 
 _SOON = 0.01  # seconds that a call of the victim waits
 _LONG = 20.0
+_POLL = 0.002
 _SIZES = [(1024, 1024), (2048, 1024), (4096, 8192)]
 _INDICES = [0, 4, 8, 12]
 _CALLS = [
@@ -112,12 +113,12 @@ class _OnVchan(Target):
             yield
 
     def first(self, chance: Random) -> Steps:
-        return [["ends", chance.randrange(2), chance.randrange(len(_SIZES))]]
+        return [["ends", chance.randrange(4), chance.randrange(len(_SIZES))]]
 
-    def _sizes(self, steps: Steps) -> tuple[bool, tuple[int, int]]:
-        """Whether the victim serves, and the rings."""
-        serves, sizes = begun_with(steps, "ends", (0, 0))
-        return serves % 2 == 0, choose(_SIZES, sizes)
+    def _ends(self, steps: Steps) -> tuple[bool, float, tuple[int, int]]:
+        """Whether the victim serves, how long both look before they sleep, and the rings."""
+        ends, sizes = begun_with(steps, "ends", (0, 0))
+        return ends % 2 == 0, _POLL if ends // 2 % 2 else 0, choose(_SIZES, sizes)
 
 
 class VchanPeer(_OnVchan):
@@ -131,9 +132,9 @@ class VchanPeer(_OnVchan):
         return _write(chance) if chance.randrange(2) else [chance.choice(_CALLS), chance.randrange(3000)]
 
     def run(self, steps: Steps) -> None:
-        is_server, sizes = self._sizes(steps)
-        serving = vchan.serve(2, "lies", domain=self._one, read_size=sizes[0], write_size=sizes[1])
-        with serving, vchan.connect(1, "lies", domain=self._two, timeout=_LONG) as client:
+        is_server, poll, sizes = self._ends(steps)
+        serving = vchan.serve(2, "lies", domain=self._one, read_size=sizes[0], write_size=sizes[1], poll=poll)
+        with serving, vchan.connect(1, "lies", domain=self._two, timeout=_LONG, poll=poll) as client:
             victim, liar = (serving, client) if is_server else (client, serving)
             for kind, *rest in steps:
                 if kind == "meanwhile":
@@ -188,7 +189,7 @@ class VchanOffer(_OnVchan):
         return _write(chance)
 
     def run(self, steps: Steps) -> None:
-        _, sizes = self._sizes(steps)
+        *_, sizes = self._ends(steps)
         serving = vchan.serve(2, "lies", domain=self._one, read_size=sizes[0], write_size=sizes[1])
         with serving, self._one.xenstore() as store:
             for kind, at, value in steps:
@@ -255,7 +256,7 @@ class VchanStreams(_OnVchan):
         self._runner.run(self._run(steps))
 
     async def _run(self, steps: Steps) -> None:
-        is_server, sizes = self._sizes(steps)
+        is_server, _, sizes = self._ends(steps)
         served: list[_Protocol] = []
 
         def make() -> _Protocol:
