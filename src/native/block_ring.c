@@ -130,7 +130,7 @@ serve_ring(BlockServer *self, const Limits *limits, Place *place, uint32_t wakes
         uint32_t changes = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);
         if (is_woken(self, wakes) || !look_at_front(self, place))
             return 1;
-        if (place->prod == place->seen && self->doorbell->poll != 0 && look_before_sleeping(self, place, wakes))
+        if (place->prod == place->seen && polls(self->doorbell) && look_before_sleeping(self, place, wakes))
             continue;
         if (place->prod == place->seen) { /* RING_FINAL_CHECK_FOR_REQUESTS */
             __atomic_store_n(word(place, REQ_EVENT), place->prod + 1, __ATOMIC_RELEASE);

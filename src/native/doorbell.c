@@ -295,7 +295,7 @@ doorbell_dealloc(PyObject *object)
     Py_XDECREF((PyObject *)self->waker);
     Py_XDECREF((PyObject *)self->bell);
     Py_XDECREF((PyObject *)self->life);
-    Py_XDECREF((PyObject *)self->yielder);
+    free_yielder(self->yielder);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
@@ -446,41 +446,32 @@ doorbell_get_patience(PyObject *object, void *Py_UNUSED(closure))
 static int
 doorbell_set_poll(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
 {
-    double poll = value == NULL ? -1 : PyFloat_AsDouble(value);
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "poll cannot be deleted");
+        return -1;
+    }
+    double poll = PyFloat_AsDouble(value);
     if (poll == -1.0 && PyErr_Occurred())
         return -1;
     if (!(poll >= 0 && poll <= 10)) {
-        PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", value == NULL ? Py_None : value);
+        PyErr_Format(PyExc_ValueError, "poll is a number of seconds up to 10, not %R", value);
         return -1;
     }
-    ((Doorbell *)object)->poll = (uint64_t)(poll * 1e9);
+    __atomic_store_n(&((Doorbell *)object)->poll, (uint64_t)(poll * 1e9 + 0.5), __ATOMIC_RELAXED);
     return 0;
 }
 
 static PyObject *
 doorbell_get_poll(PyObject *object, void *Py_UNUSED(closure))
 {
-    return PyFloat_FromDouble((double)((Doorbell *)object)->poll / 1e9);
-}
-
-static int
-doorbell_set_yielder(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
-{
-    Doorbell *self = (Doorbell *)object;
-    State *state = PyType_GetModuleState(Py_TYPE(object));
-    if (self->yielder != NULL || value == NULL || !PyObject_TypeCheck(value, state->descriptor)) {
-        PyErr_SetString(PyExc_TypeError, "a Doorbell takes one yielder, a Descriptor");
-        return -1;
-    }
-    self->yielder = (Descriptor *)Py_NewRef(value);
-    return 0;
+    return PyFloat_FromDouble((double)__atomic_load_n(&((Doorbell *)object)->poll, __ATOMIC_RELAXED) / 1e9);
 }
 
 static PyObject *
 doorbell_get_yielder(PyObject *object, void *Py_UNUSED(closure))
 {
-    PyObject *yielder = (PyObject *)((Doorbell *)object)->yielder;
-    return Py_NewRef(yielder == NULL ? Py_None : yielder);
+    const Yielder *yielder = __atomic_load_n(&((Doorbell *)object)->yielder, __ATOMIC_ACQUIRE);
+    return Py_NewRef(yielder == NULL ? Py_None : (PyObject *)yielder->file);
 }
 
 PyDoc_STRVAR(doorbell_doc,
@@ -500,6 +491,9 @@ static PyMethodDef doorbell_methods[] = {
      "look($self, buffer, offset, value, wakes, /)\n--\n\n"
      "Look for `poll` seconds, before a wait: whether the word of 32 bits at a byte offset became another than `value`, or\n"
      "the doorbell's `wakes` another."},
+    {"yield_by", (PyCFunction)(void (*)(void))doorbell_yield_by, METH_FASTCALL,
+     "yield_by($self, file, request, argument, /)\n--\n\n"
+     "Do an ioctl of a Descriptor's between such looks, which gives the processor to other domains. To be told once."},
     {"wake", doorbell_wake, METH_NOARGS, "wake($self, /)\n--\n\nHave every thread that waits look again, and return."},
     {"stop", doorbell_stop, METH_O,
      "stop($self, stopped, /)\n--\n\nWake whoever waits, and have whoever comes not wait; or let them wait again."},
@@ -514,8 +508,7 @@ static PyGetSetDef doorbell_getset[] = {
      "Seconds after which a wait without an event ends as one whose time is out, whatever its timeout; None for none.", NULL},
     {"poll", doorbell_get_poll, doorbell_set_poll,
      "Seconds for which a ring's end or a BlockServer looks again and again before it waits here; at most 10.", NULL},
-    {"yielder", doorbell_get_yielder, doorbell_set_yielder,
-     "What gives the processor to other domains between such looks, a Descriptor of privcmd; None without. Set once.", NULL},
+    {"yielder", doorbell_get_yielder, NULL, "The Descriptor that `yield_by` was told of, or None.", NULL},
     {"events", doorbell_get_events, NULL, "How many events were taken, modulo 2**32.", NULL},
     {"wakes", doorbell_get_wakes, NULL, "How often `wake` was called, modulo 2**32.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

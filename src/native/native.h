@@ -103,6 +103,15 @@ int drop_descriptor(Descriptor *self);
 
 typedef struct Doorbell Doorbell;
 
+enum { MOST_YIELD = 64 };
+
+/* An ioctl that gives the processor to other domains, between two looks of who polls. */
+typedef struct {
+    Descriptor *file;
+    unsigned long request;
+    unsigned char argument[MOST_YIELD];
+} Yielder;
+
 struct Doorbell {
     PyObject_HEAD
     Descriptor *bell;
@@ -120,7 +129,7 @@ struct Doorbell {
     uint32_t hung_up;   /* 1 where the peer shut its end of an embedded machine's port: it never rings again */
     uint64_t patience;  /* nanoseconds after which a wait without an event ends, whatever its deadline; NEVER for none */
     uint64_t poll;      /* nanoseconds to look before sleeping */
-    Descriptor *yielder; /* of privcmd, by which who looks gives the processor to other domains, or NULL */
+    Yielder *yielder;   /* or NULL; set once */
     /* Of a kernel's, once a wait has had no deadline: */
     uint32_t waker_port;  /* an event channel of this domain with itself: what is rung here comes from the device; 0 without */
     uint32_t waits_since; /* the watchdog's second, or 0 while nobody waits in a read */
@@ -157,11 +166,21 @@ uint64_t monotonic_now(void);
 /* Whether there is what is looked for, or it is no use looking on. */
 typedef int Look(const void *looker);
 
-/* Without the GIL: looks for as long as the doorbell's `poll` says, at most until the deadline; whether `look` ever said so. */
+/* Without the GIL: looks for as long as the doorbell's `poll` says, at most until the deadline, and not at all once that
+ * is over; whether `look` ever said so. */
 int look_for_long(const Doorbell *self, Look *look, const void *looker, uint64_t deadline);
 
-/* A method of Doorbell. */
+static inline int
+polls(const Doorbell *self)
+{
+    return __atomic_load_n(&self->poll, __ATOMIC_RELAXED) != 0;
+}
+
+void free_yielder(Yielder *yielder); /* or NULL; with the GIL */
+
+/* Methods of Doorbell. */
 PyObject *doorbell_look(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
+PyObject *doorbell_yield_by(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
 
 /* timeout in seconds, or None: a deadline. 0, or -1 and an error is set. */
 int parse_timeout(PyObject *timeout, uint64_t *deadline);

@@ -7,20 +7,9 @@
 
 #include "native.h"
 
-#include <sys/ioctl.h>
+#include <string.h>
 
-/* include/uapi/xen/privcmd.h, which includes what is not installed */
-struct hypercall {
-    uint64_t op;
-    uint64_t arg[5];
-};
-#define IOCTL_PRIVCMD_HYPERCALL _IOC(_IOC_NONE, 'P', 0, sizeof(struct hypercall))
-
-/* Xen public/xen.h and sched.h */
-enum { SCHED_OP = 29, SCHEDOP_YIELD = 0 };
-
-/* Looks before the clock is asked, which in a PV domain is a system call. */
-enum { LOOKS = 32, YIELDS = 4 };
+enum { LOOKS = 32 }; /* before the clock is asked again, which in a PV domain is a system call */
 
 static inline void
 pause_processor(void)
@@ -32,21 +21,37 @@ pause_processor(void)
 #endif
 }
 
-static int
-look_while_yielding(int yielder, Look *look, const void *looker)
+/* What gives the processor away: a copy for one thread's calls, or `file` is -1. */
+typedef struct {
+    const Yielder *yielder;
+    int file;
+    unsigned char argument[MOST_YIELD];
+} Yielding;
+
+static void
+begin_yielding(Yielding *self, const Doorbell *doorbell)
 {
-    const struct hypercall yield = {.op = SCHED_OP, .arg = {SCHEDOP_YIELD}};
-    for (int i = 0; i < YIELDS; i++) {
-        system_call(SYS_ioctl, yielder, (void *)IOCTL_PRIVCMD_HYPERCALL, (size_t)&yield); /* it was tried before */
-        if (look(looker))
-            return 1;
-    }
-    return 0;
+    self->yielder = __atomic_load_n(&doorbell->yielder, __ATOMIC_ACQUIRE);
+    self->file = self->yielder == NULL ? -1 : hold_descriptor(self->yielder->file);
+    if (self->file >= 0)
+        memcpy(self->argument, self->yielder->argument, sizeof(self->argument));
 }
 
-static int
-look_while_pausing(Look *look, const void *looker)
+static void
+end_yielding(Yielding *self)
 {
+    if (self->file >= 0)
+        drop_descriptor(self->yielder->file);
+}
+
+/* One look where the processor is given away, which may last; some where it is not. */
+static int
+look_a_little(Yielding *self, Look *look, const void *looker)
+{
+    if (self->file >= 0) {
+        system_call(SYS_ioctl, self->file, (void *)self->yielder->request, (size_t)self->argument);
+        return look(looker);
+    }
     for (int i = 0; i < LOOKS; i++) {
         if (look(looker))
             return 1;
@@ -58,18 +63,68 @@ look_while_pausing(Look *look, const void *looker)
 int
 look_for_long(const Doorbell *self, Look *look, const void *looker, uint64_t deadline)
 {
-    int yielder = self->yielder == NULL ? -1 : hold_descriptor(self->yielder);
-    int found = 0;
-    for (uint64_t end = 0; !found && (end == 0 || monotonic_now() < end);) {
-        found = yielder >= 0 ? look_while_yielding(yielder, look, looker) : look_while_pausing(look, looker);
-        if (!found && end == 0) {
-            end = monotonic_now() + self->poll;
+    uint64_t end = 0;
+    if (deadline != NEVER && monotonic_now() >= deadline)
+        return 0;
+    Yielding yielding;
+    begin_yielding(&yielding, self);
+    int found = look_a_little(&yielding, look, looker);
+    while (!found) {
+        uint64_t now = monotonic_now();
+        if (end == 0) {
+            end = now + __atomic_load_n(&self->poll, __ATOMIC_RELAXED);
             end = deadline < end ? deadline : end;
         }
+        if (now >= end)
+            break;
+        found = look_a_little(&yielding, look, looker);
     }
-    if (yielder >= 0)
-        drop_descriptor(self->yielder);
+    end_yielding(&yielding);
     return found;
+}
+
+PyObject *
+doorbell_yield_by(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    Doorbell *self = (Doorbell *)object;
+    State *state = PyType_GetModuleState(Py_TYPE(object));
+    uint32_t request;
+    Region argument;
+    if (check_count("yield_by", nargs, 3) < 0 || parse_value(args[1], 32, &request) < 0)
+        return NULL;
+    if (!PyObject_TypeCheck(args[0], state->descriptor))
+        return PyErr_Format(PyExc_TypeError, "%R is no Descriptor", args[0]);
+    if (take_region(args[2], NULL, 0, &argument) < 0)
+        return NULL;
+    Yielder *yielder = NULL;
+    if (argument.length > MOST_YIELD)
+        PyErr_Format(PyExc_ValueError, "an ioctl's argument of %zd bytes, where %d are the most", argument.length, MOST_YIELD);
+    else if ((yielder = PyMem_Calloc(1, sizeof(Yielder))) == NULL)
+        PyErr_NoMemory();
+    else {
+        yielder->file = (Descriptor *)Py_NewRef(args[0]);
+        yielder->request = request;
+        memcpy(yielder->argument, argument.at, (size_t)argument.length);
+    }
+    release_region(&argument);
+    if (yielder == NULL)
+        return NULL;
+    Yielder *none = NULL;
+    if (!__atomic_compare_exchange_n(&self->yielder, &none, yielder, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+        free_yielder(yielder);
+        PyErr_SetString(PyExc_ValueError, "what a Doorbell yields by is told once");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+void
+free_yielder(Yielder *yielder)
+{
+    if (yielder != NULL) {
+        Py_DECREF((PyObject *)yielder->file);
+        PyMem_Free(yielder);
+    }
 }
 
 typedef struct {

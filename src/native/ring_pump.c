@@ -4,17 +4,21 @@
 
 #include "ring.h"
 
-/* Handovers after which signals are looked after, however busy the stream is. */
-enum { MANY = 1024 };
+/* Handovers after which signals are looked after, however busy the stream is; one that may have been polled for counts for
+ * more. */
+enum { MANY = 1024, POLLED = 32 };
 
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
 static Outcome ONE_PAGE
 pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least, int whole, uint64_t deadline,
-     size_t *moved)
+     size_t *moved, uint32_t *turns)
 {
-    for (uint32_t promised = 0, turns = 0;; turns++) {
-        if (turns == MANY)
+    for (uint32_t promised = 0;;) {
+        if (*turns >= MANY) {
+            *turns = 0;
             return PAUSED;
+        }
+        *turns += polls(self->doorbell) ? POLLED : 1;
         if (self->writes && peer_is_gone(self, opened))
             return PEER_GONE;
         size_t rest = length - *moved;
@@ -85,10 +89,11 @@ pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int wh
         if (least > length)
             least = length;
         int failed = 0;
+        uint32_t turns = 0;
         if (!move_at_once(self, &opened, memory.at + start, length, least, whole, moved, &outcome)) {
             do {
                 Py_BEGIN_ALLOW_THREADS
-                outcome = pump(self, &opened, memory.at + start, length, least, whole, deadline, moved);
+                outcome = pump(self, &opened, memory.at + start, length, least, whole, deadline, moved, &turns);
                 Py_END_ALLOW_THREADS
                 failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
             } while (outcome == PAUSED && !failed);
@@ -102,12 +107,13 @@ pump_buffer(Ring *self, PyObject *buffer, Py_ssize_t start, size_t least, int wh
 
 /* Moves what the call has not moved yet of one buffer after the other, without the GIL. */
 static Outcome
-pump_regions(Ring *self, const Opened *opened, const Region *regions, Py_ssize_t count, uint64_t deadline, Progress *progress)
+pump_regions(Ring *self, const Opened *opened, const Region *regions, Py_ssize_t count, uint64_t deadline, Progress *progress,
+             uint32_t *turns)
 {
     while (progress->whole < count) {
         const Region *region = &regions[progress->whole];
         size_t length = (size_t)region->length;
-        Outcome outcome = pump(self, opened, region->at, length, length, 0, deadline, &progress->part);
+        Outcome outcome = pump(self, opened, region->at, length, length, 0, deadline, &progress->part, turns);
         if (outcome != READY)
             return outcome;
         progress->whole++;
@@ -123,6 +129,7 @@ pump_lines(Ring *self, PyObject *lines, Py_ssize_t first, Py_ssize_t count, uint
     Opened opened;
     Outcome outcome = READY;
     Py_ssize_t taken = 0;
+    uint32_t turns = 0;
     int result = -1, failed = 0;
     *progress = (Progress){0, 0, 0, 0};
     while (taken < count && take_region(PyTuple_GetItem(lines, first + taken), NULL, !self->writes, &regions[taken]) == 0)
@@ -130,7 +137,7 @@ pump_lines(Ring *self, PyObject *lines, Py_ssize_t first, Py_ssize_t count, uint
     if (taken == count && check_waiting(self, 0, 0) == 0 && take_buffers(self, &opened) == 0) {
         do {
             Py_BEGIN_ALLOW_THREADS
-            outcome = pump_regions(self, &opened, regions, count, deadline, progress);
+            outcome = pump_regions(self, &opened, regions, count, deadline, progress, &turns);
             Py_END_ALLOW_THREADS
             failed = outcome == PAUSED && handle_signals(self, &opened) < 0;
         } while (outcome == PAUSED && !failed);

@@ -54,7 +54,7 @@ look_before_sleeping(const Ring *self, const Opened *opened, uint32_t wanted, ui
 Outcome HOT
 await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline)
 {
-    if (is_there(self, opened, wanted) || (self->doorbell->poll != 0 && look_before_sleeping(self, opened, wanted, deadline)))
+    if (is_there(self, opened, wanted) || (polls(self->doorbell) && look_before_sleeping(self, opened, wanted, deadline)))
         return READY;
     uint8_t *ask = (uint8_t *)opened->indices.at + self->ask_at;
     uint32_t seen = __atomic_load_n(&self->doorbell->changes, __ATOMIC_SEQ_CST);

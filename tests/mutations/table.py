@@ -371,7 +371,7 @@ MUTATIONS: dict[str, Mutation] = {
     "vchan.persistent_server": M(
         "vchan/channel.py", "live = -1 if persists else self._peer_live", "live = self._peer_live"
     ),
-    "vchan.polls": M("vchan/opening.py", "            polling.at(channel.doorbell)\n", "            pass\n"),
+    "vchan.polls": M("vchan/opening.py", "    if seconds:\n", "    if False:\n"),
     "vchan.server_closes_first": M(
         "vchan/endpoint.py",
         "            raise self._peer_closed()\n        return data\n",

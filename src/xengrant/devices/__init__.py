@@ -19,7 +19,7 @@ from xengrant.forks import abandon_in_child
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from xengrant._native import Descriptor, Doorbell, Held
+    from xengrant._native import Doorbell, Held
     from xengrant.memory import Mapping
 
     _Made = TypeVar("_Made", bound=Held)
@@ -99,12 +99,12 @@ class Device(abc.ABC):
         """
         raise OSError(errno.ENOTTY, f"{self.name} has no ports")
 
-    def yielder(self) -> Descriptor | None:
-        """A privcmd's file, where this domain may give its processor to others by it (Xen SCHEDOP_yield); else None.
+    def yield_at(self, doorbell: Doorbell) -> None:
+        """Have who polls at `doorbell` give the processor to other domains between looks, by this privcmd.
 
-        For `Doorbell.yielder`. Asking yields once.
+        `OSError` where this domain may not (Xen SCHEDOP_yield; a guest's is EPERM, XSA-482).
         """
-        return None
+        raise OSError(errno.ENOTTY, f"{self.name} yields nothing")
 
     @abc.abstractmethod
     def read(self, size: int) -> bytes:
@@ -142,7 +142,7 @@ class System(abc.ABC):
     is_kernel: bool = False
     """Whether the program is its domain's kernel, and no process in it (an embedded machine's ``kernel=1``)."""
     may_yield: bool = False
-    """Whether a privcmd may have a `Device.yielder`: not where domains are processes, whose kernel schedules them."""
+    """Whether a privcmd may do `Device.yield_at`: not where domains are processes, whose kernel schedules them."""
 
     @abc.abstractmethod
     def open(self, name: str) -> Device:

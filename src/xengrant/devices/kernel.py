@@ -83,12 +83,10 @@ class KernelDevice(Device):
         self._check_open()
         return Doorbell(self._file, port, None)
 
-    def yielder(self) -> Descriptor | None:
-        try:
-            self.ioctl(privcmd.HYPERCALL, privcmd.pack_hypercall(HYPERVISOR_SCHED_OP, SCHEDOP_YIELD))
-        except OSError:  # a guest's is EPERM (XSA-482)
-            return None
-        return self._file
+    def yield_at(self, doorbell: Doorbell) -> None:
+        call = privcmd.pack_hypercall(HYPERVISOR_SCHED_OP, SCHEDOP_YIELD)
+        self.ioctl(privcmd.HYPERCALL, call)
+        doorbell.yield_by(self._file, privcmd.HYPERCALL, bytes(call))
 
     def read(self, size: int) -> bytes:
         fd = self._hold()

@@ -139,7 +139,8 @@ class Back:
             channels = opened.enter_context(here.domain.evtchn())
             port = opened.enter_context(channels.bind_interdomain(here.other, self._remote_port))
             doorbell = opened.enter_context(contextlib.closing(port.doorbell()))
-            opened.enter_context(contextlib.closing(Polling(here.domain.system, self._poll))).at(doorbell)
+            opened.enter_context(contextlib.closing(Polling(here.domain.system, 0.001))).at(doorbell)
+            doorbell.poll = self._poll
             self.pages = self._pages(gnttab)
             self.memory: Mapping = mapped.mapping
             self.port: Port = port

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from xengrant.arguments import checked_domid
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
-from xengrant.polling import Polling
+from xengrant.polling import Polling, check_seconds
 from xengrant.vchan import keys as meeting
-from xengrant.vchan.channel import offer
+from xengrant.vchan.channel import Channel, offer
 from xengrant.vchan.endpoint import Vchan
 from xengrant.vchan.joining import Joined, joining
 
@@ -47,16 +47,16 @@ def serve(
     relative to this domain's own directory, or a bare name below ``data/vchan/DOMID``. With `persist` the end stays
     open when a client leaves, for the next (libxenvchan's server_persist), which finds what that one left unread.
 
-    `poll` is how many seconds, 10 at most, a call looks again and again before it sleeps: in dom0, where it can open
-    /dev/xen/privcmd, giving its processor to other domains in between, elsewhere keeping it busy. `peer` is what tells
-    of the death of the other domain; dom0, which xenstore tells, needs none. `domain` is by default what
-    `xengrant.connect()` gives.
+    `poll` is how many seconds, 0.1 at most, a call that moves bytes looks again and again before it sleeps: in dom0,
+    where it may use /dev/xen/privcmd, giving its processor to other domains in between, elsewhere keeping it busy.
+    `peer` is what tells of the death of the other domain; dom0, which xenstore tells, needs none. `domain` is by
+    default what `xengrant.connect()` gives.
     Raises as `Gntshr.share_pages` and `EventChannels.bind_unbound`, `XenStoreError`, `ValueError`.
     """
     checked_domid(domid)
+    check_seconds(poll)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
-        polling = held.enter_context(contextlib.closing(Polling(domain.system, poll)))
         where = meeting.key_path(domain.domid, domid, path)
         peer = peer or _default_peer(domain, domid, held)
         store = held.enter_context(domain.xenstore())
@@ -65,7 +65,7 @@ def serve(
         channel = offer(domain, port, read_size, write_size, persists=persist)
         with ExitStack() as undo:
             undo.callback(channel.close)
-            polling.at(channel.doorbell)
+            _poll(domain, channel, poll, held)
             assert channel.keys is not None
             meeting.publish(store, where, domain.domid, domid, channel.keys)
             # First the keys, then the page: a client that maps it and then sees the keys has the right one.
@@ -91,15 +91,18 @@ def connect(
     `XenStoreError`, `InterfaceUnavailable`.
     """
     checked_domid(domid)
+    check_seconds(poll)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
-        polling = held.enter_context(contextlib.closing(Polling(domain.system, poll)))
         where = meeting.key_path(domid, domain.domid, path)
         peer = peer or _default_peer(domain, domid, held)
         channels = held.enter_context(domain.evtchn())
         channel, port = _meet(domain, channels, domid, where, timeout)
         held.callback(port.close)
-        polling.at(channel.doorbell)
+        with ExitStack() as undo:
+            undo.callback(channel.close)
+            _poll(domain, channel, poll, held)
+            undo.pop_all()
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer)
 
 
@@ -119,6 +122,11 @@ def _meet(domain: Domain, channels: EventChannels, domid: int, where: str, timeo
             else:
                 with contextlib.suppress(TimeoutError):
                     watch.wait(pause.seconds)
+
+
+def _poll(domain: Domain, channel: Channel, seconds: float, held: ExitStack) -> None:
+    if seconds:
+        held.enter_context(contextlib.closing(Polling(domain.system, seconds))).at(channel.doorbell)
 
 
 def _default_peer(domain: Domain, domid: int, held: ExitStack) -> Peer | None:

@@ -13,7 +13,7 @@ from xengrant.cli import arguments, output
 from xengrant.cli.block import vdev
 from xengrant.cli.block.live import Live, Look
 from xengrant.cli.hold import Hold
-from xengrant.polling import check_seconds
+from xengrant.polling import MOST_SECONDS, check_seconds
 from xengrant.pv import block
 
 NAME = "serve"
@@ -229,7 +229,7 @@ def _poll(text: str) -> float:
     try:
         check_seconds(float(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 to 10") from None
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds from 0 to {MOST_SECONDS:g}") from None
     return float(text)
 
 

@@ -46,8 +46,8 @@ class Offer:
     rings a front end may have, `max_ring_order` how large each is: log2 of its pages. `persistent` is whether pages may
     stay mapped, and `kept_pages` how many do at least, for each ring, where the front end uses as many; twice as many
     may. `data` is how the other front ends' pages are reached: "auto" copies where the hypervisor can.
-    `info` are flags of blkif.h beside VDISK_READONLY. `poll` is how many seconds, 10 at most, a ring's thread looks for
-    requests before it sleeps, as a vchan's end does (`xengrant.vchan.serve`).
+    `info` are flags of blkif.h beside VDISK_READONLY. `poll` is how many seconds, 0.1 at most, a ring's thread looks
+    for requests before it sleeps, as a vchan's end does (`xengrant.vchan.serve`).
     """
 
     writable: bool = True
