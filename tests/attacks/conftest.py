@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
     """An embedded machine with the honest domains 1 and 2, and the hostile domain 3: the same for all of a module."""
+    gc.collect()  # what other modules left behind is not to be closed while `_judged` counts
     threads = set(threading.enumerate())
     with Machine(reclaim_interval=0.01) as machine:
         for domid in (1, 2, 3):
