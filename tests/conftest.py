@@ -77,14 +77,16 @@ def mapper(machine: Machine) -> Iterator[xengrant.Domain]:
 
 
 @pytest.fixture(scope="session")
-def evidence() -> Iterator[Callable[[str, Sequence[str]], records.Table]]:
+def evidence(request: pytest.FixtureRequest) -> Iterator[Callable[[str, Sequence[str]], records.Table]]:
     """`evidence(target, columns)` is a table of what tests on the embedded machine have tried, for docs/evidence.md.
 
-    The same one for a target; it is written to build/evidence when the session ends, if it has rows.
+    The same one for a target; it is written to build/evidence when the session ends, if it has rows. A worker of
+    pytest-xdist, as `make test` has them, tries a part, and would write it in place of the others': it writes nothing.
     """
     found: dict[str, records.Table] = {}
     started = time.monotonic()
     yield lambda target, columns: found.setdefault(target, records.Table(target, "embedded machine", columns))
+    whole = not hasattr(request.config, "workerinput")
     for table in found.values():
-        if table.rows:
+        if whole and table.rows:
             records.keep(table.target, table.machine, table.columns, table.rows, time.monotonic() - started)
