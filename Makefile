@@ -29,7 +29,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 test: $(READY) lint  ## everything that needs no QEMU
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 mutants: $(READY)  ## break the code once for each conformance case and see the case fail
 	$(BIN)/python -m tests.mutations
