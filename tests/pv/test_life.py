@@ -83,6 +83,26 @@ def test_a_front_end_reconnects_where_the_back_end_closes_and_stays_plugged(
     run(main())
 
 
+def test_an_unplugged_front_end_ends_though_it_never_sees_its_back_end_closed(
+    dom0: xengrant.Domain, guest: xengrant.Domain
+) -> None:
+    """Where the toolstack may not remove the front end's nodes, those of the back end are gone first."""
+
+    async def main() -> None:
+        async with dom0.aio.xenstore() as store:
+            slot = await plugged(store)
+            async with pv.attach(EchoFront(), "device/echo/0", domain=guest, reconnect=True) as device:
+                await device.wait_state(XenbusState.INITIALISING, timeout=SOON)
+                async with await store.transaction() as transaction:
+                    await transaction.write(f"{slot.back_path}/online", "0")
+                    await transaction.write(f"{slot.back_path}/state", str(int(XenbusState.CLOSING)))
+                await device.wait_state(XenbusState.CLOSED, timeout=SOON)
+                await pv.remove(store, slot, halves="back")
+                await device.wait_closed(SOON)
+
+    run(main())
+
+
 def test_a_closing_front_end_has_its_back_end_follow(dom0: xengrant.Domain, guest: xengrant.Domain) -> None:
     """As a guest that powers off: 5, 5, 6, 6."""
 

@@ -70,6 +70,7 @@ class FrontendDevice(Device):
         self._closing_seconds = closing_seconds
         self._closing_until: float | None = None
         self._again = True  # CLOSED is not the end
+        self._is_unplugged = False  # as the back end closed, whose nodes may be gone at the next look
         self._is_stopping = False
         self._has_ended = False
         self._is_connected = False
@@ -117,12 +118,15 @@ class FrontendDevice(Device):
     async def _next_step(self) -> Step:
         self._is_now(await self.nodes.state())
         back = await self._other_state()
+        online = await self._is_online()
+        if back is not XenbusState.UNKNOWN:
+            self._is_unplugged = back in (XenbusState.CLOSING, XenbusState.CLOSED) and not online
         step = front_step(
             self.state,
             back,
-            online=await self._is_online(),
+            online=online,
             connected=self.connection is not None,
-            again=self._again,
+            again=self._again and not self._is_unplugged,
             stopping=self._is_stopping,
         )
         if self.connection is not None and not self._is_stopping:
