@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import xengrant
 from xengrant import vchan
 from xengrant.embedded import Machine
+from xengrant.errors import ProtocolError
 from xengrant.evtchn import EventChannels
 from xengrant.vchan import keys as keys_module
 from xengrant.vchan.joining import Joined, Pause, joining
@@ -83,6 +85,32 @@ def test_a_page_that_took_the_offers_ref_is_not_written_to(
         assert machine.status()["domains"][2]["maps"] == 0
         assert other.mapping[:] == b"\x0b" * len(other.mapping)
         steps.close()
+
+
+_INDICES = struct.pack("<IIIIHHBBBB", 7, 5000, 0, 0, 12, 12, 1, 1, 0, 0)  # 4,993 bytes in a ring of 4,096
+
+
+@pytest.mark.parametrize("start", [b"\x0b" * 24, b"\x2a" * 20 + b"\x0f\0\0\0", _INDICES], ids=["orders", "live", "indices"])
+def test_what_a_killed_servers_keys_have_come_to_name_is_not_written_to(
+    granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels, start: bytes
+) -> None:
+    """Its port and its ref were used again, both for the same domain, and nobody has replaced its keys."""
+    with (
+        granter.gntshr() as gntshr,
+        gntshr.share_pages(2, 1, writable=True) as page,
+        granter.evtchn() as theirs,
+        theirs.bind_unbound(2) as port,
+    ):
+        page.mapping[: len(start)] = start
+        keys = Keys(page.refs[0], port.number)
+        steps = joining(mapper, channels, 1, PATH, timeout=10)
+        try:
+            for told in (None, keys, keys, keys):
+                steps.send(told)
+        except ProtocolError:
+            pass
+        steps.close()
+        assert page.mapping[: len(start)] == start
 
 
 def test_rings_whose_refs_were_used_again_are_not_taken(

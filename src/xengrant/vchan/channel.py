@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from xengrant._native import RingReader, RingWriter, fence, fetch_or8, load8, load16, store8, store16
+from xengrant._native import RingReader, RingWriter, fence, fetch_or8, load8, load16, load32, store8, store16
 from xengrant.abi import libxenvchan as abi
+from xengrant.arguments import MAX_U32
 from xengrant.errors import PeerClosed, ProtocolError
 from xengrant.gntshr import UnmapNotify
 from xengrant.gnttab import Grant
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from xengrant.evtchn import AsyncPort, Port
     from xengrant.memory import Mapping
 
-__all__ = ["Channel", "attach", "offer", "pinned"]
+__all__ = ["Channel", "attach", "check_page", "offer", "pinned"]
 
 
 class Place(NamedTuple):
@@ -192,13 +193,13 @@ def offer(
 
 
 @contextmanager
-def pinned(domain: Domain, domid: int, keys: Keys) -> Iterator[None]:
-    """Map the page that the keys name, and do nothing with it: as long as it is mapped its ref is not used again.
+def pinned(domain: Domain, domid: int, keys: Keys) -> Iterator[Mapping]:
+    """Map the page that the keys name, to look at: as long as it is mapped its ref is not used again.
 
     Raises `MapError` where it is not there any more.
     """
-    with domain.gnttab() as gnttab, gnttab.map(Grant(domid, keys.ring_ref), writable=False):
-        yield
+    with domain.gnttab() as gnttab, gnttab.map(Grant(domid, keys.ring_ref), writable=False) as page:
+        yield page.mapping
 
 
 def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
@@ -212,10 +213,7 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
         gnttab = held.enter_context(domain.gnttab())
         notify = UnmapNotify(clear_byte=abi.CLI_LIVE, port=port)
         control = held.enter_context(gnttab.map(Grant(domid, keys.ring_ref), writable=True, notify=notify)).mapping
-        _check_server(control, domid)
-        orders = load16(control, abi.LEFT_ORDER), load16(control, abi.RIGHT_ORDER)
-        if not abi.fits(*orders):
-            raise ProtocolError(f"domain {domid} offers a vchan with rings of order {orders[0]} and {orders[1]}")
+        orders = check_page(control, domid)
         refs = abi.unpack_refs(control[abi.GRANTS : abi.GRANTS + 4 * sum(map(abi.ring_pages, orders))])
         rings = []
         for order, writable in zip(orders, (True, False), strict=True):
@@ -230,6 +228,24 @@ def attach(domain: Domain, port: Port | AsyncPort, keys: Keys) -> Channel:
         _check_server(control, domid)
         channel = Channel(control, rings[0], rings[1], port, is_server=False)
         return channel.keep(held.pop_all())
+
+
+def check_page(control: Mapping, domid: int) -> tuple[int, int]:
+    """The orders of the rings in a page that a server offers, each word of which is loaded once.
+
+    Raises `ProtocolError` and `PeerClosed` as `attach`.
+    """
+    _check_server(control, domid)
+    orders = load16(control, abi.LEFT_ORDER), load16(control, abi.RIGHT_ORDER)
+    if not abi.fits(*orders):
+        raise ProtocolError(f"domain {domid} offers a vchan with rings of order {orders[0]} and {orders[1]}")
+    for order, cons_at, prod_at in zip(
+        orders, (abi.LEFT_CONS, abi.RIGHT_CONS), (abi.LEFT_PROD, abi.RIGHT_PROD), strict=True
+    ):
+        cons, prod = load32(control, cons_at), load32(control, prod_at)
+        if (prod - cons) & MAX_U32 > 1 << order:
+            raise ProtocolError(f"domain {domid} offers a vchan whose indices, {cons} and {prod}, cannot be")
+    return orders
 
 
 def _check_server(control: Mapping, domid: int) -> None:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from xengrant.errors import GrantError, InterfaceUnavailable, ProtocolError
-from xengrant.vchan.channel import Channel, attach, pinned
+from xengrant.vchan.channel import Channel, attach, check_page, pinned
 from xengrant.waiting import deadline_after, seconds_until
 
 if TYPE_CHECKING:
@@ -63,11 +63,13 @@ def joining(domain: Domain, channels: Binds[_P], domid: int, where: str, timeout
                     # Only now is the offer ours: before, another client may have taken it, the server may have put a
                     # new one in its place, and the ref that was read be a page of theirs.
                     found = _same_offer(domid, found, (yield None))
-                    with pinned(domain, domid, found):
+                    with pinned(domain, domid, found) as page:
                         # The server may have closed meanwhile, and the ref be another page's, in which the notification
                         # of `attach` would clear a byte. Servers withdraw their keys before they give back the page.
                         if (yield None) != found:
                             raise _taken_back(domid)
+                        # One that was killed left them, and both the ref and the port may be others' by now.
+                        check_page(page, domid)
                         channel = attach(domain, port, found)
                     undo.callback(channel.close)
                     channel.connect()
