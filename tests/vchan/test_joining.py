@@ -90,7 +90,9 @@ def test_a_page_that_took_the_offers_ref_is_not_written_to(
 _INDICES = struct.pack("<IIIIHHBBBB", 7, 5000, 0, 0, 12, 12, 1, 1, 0, 0)  # 4,993 bytes in a ring of 4,096
 
 
-@pytest.mark.parametrize("start", [b"\x0b" * 24, b"\x2a" * 20 + b"\x0f\0\0\0", _INDICES], ids=["orders", "live", "indices"])
+@pytest.mark.parametrize(
+    "start", [b"\x0b" * 24, b"\x2a" * 20 + b"\x0f\0\0\0", _INDICES], ids=["orders", "live", "indices"]
+)
 def test_what_a_killed_servers_keys_have_come_to_name_is_not_written_to(
     granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels, start: bytes
 ) -> None:
