@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import xengrant
@@ -82,6 +82,10 @@ def peer(there: Domains) -> Iterator[Thing]:
     with there.two.xenstore() as store, there.one.peer(2, path) as peer:
         store.write(path, "here")
         store.set_permissions(path, [xengrant.Permission(2, "n"), xengrant.Permission(1, "r")])
+        # The library's thread is there before the call: a fork inside Thread.start, which waits too, is CPython's own
+        # defect, and has the child wait for a thread that it has not.
+        with suppress(TimeoutError):
+            peer.wait_gone(0)
         yield Thing(
             partial(peer.wait_gone, LONG),
             lambda: store.rm(path),
