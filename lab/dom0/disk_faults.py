@@ -6,6 +6,7 @@ Called by the job `block_faults`. As in `disk_checks`, each check is a function 
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import time
@@ -25,6 +26,7 @@ __all__ = [
     "bad_sectors_are_io_errors",
     "dead_disk_is_io_errors",
     "destroy_guest_in_use",
+    "growth_is_seen",
     "kill_server_under_files",
     "kill_server_under_requests",
     "random_requests",
@@ -148,6 +150,25 @@ def random_requests(guest: Guest, disk: Disk, *, most: int = 60, size: int = 16 
         running.wait(_LONG)
         count = judge_writer(guest, disk, running, size)
     return f"{count} reads and writes in {time.monotonic() - started:.1f} s"
+
+
+def growth_is_seen(guest: Guest, disk: CommandDisk) -> str:
+    """The image becomes larger while the guest reads and writes: the guest's disk does, and keeps what it had."""
+    size, more = disk.image.stat().st_size, 8 << 20
+    with kernel_has_no_complaint(guest):
+        running = writer(guest, disk, size=16 << 20, seed="grow")
+        wait_for_requests(disk, 20)
+        os.truncate(disk.image, size + more)
+        shown = f"cat /sys/class/block/{disk.vdev}/size"
+        guest.check(f'until test "$({shown})" -eq {(size + more) // _SECTOR}; do usleep 20000; done', 30)
+        end = (size + more) // 4096 - 1
+        guest.check(f"printf grown | dd of=/dev/{disk.vdev} bs=4096 seek={end} conv=sync,fsync status=none")
+        wait_for_requests(disk, 20)
+        count = judge_writer(guest, disk, running, 16 << 20)
+    with open(disk.image, "rb") as image:
+        image.seek(end * 4096)
+        assert image.read(5) == b"grown", "what the guest wrote at the new end is not there"
+    return f"{size >> 20} to {(size + more) >> 20} MiB; {count} reads and writes"
 
 
 def kill_server_under_requests(guest: Guest, disk: CommandDisk, *, kills: int = 3) -> str:

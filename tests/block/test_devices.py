@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+from pathlib import Path
 
 import pytest
 
@@ -83,17 +85,21 @@ async def test_the_toolstacks_mode_makes_a_disk_read_only(machine: Machine) -> N
 
 
 @looped
-async def test_a_resize_reaches_the_front_end(machine: Machine) -> None:
-    disk = block.Memory(8192)
-    async with plugged(machine, disk) as (front, served):
-        disk.__init__(16384)  # type: ignore[misc]
-        backend = served.devices[1, str(HANDLE)]._backend
-        assert isinstance(backend, block.BlockBackend)
-        await backend.resize()
-        async with asyncio.timeout(SOON):
-            while front.info.sectors != 32:
-                await asyncio.sleep(0.01)
-        assert await front.read(24, 8) == bytes(4096)
+async def test_a_disk_that_grew_has_grown_for_the_front_end(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8192))
+    with block.File(image) as disk:
+        async with plugged(machine, disk) as (front, served):
+            assert not disk.grow()
+            os.truncate(image, 16384)
+            assert disk.grow()
+            backend = served.devices[1, str(HANDLE)]._backend
+            assert isinstance(backend, block.BlockBackend)
+            await backend.resize()
+            async with asyncio.timeout(SOON):
+                while front.info.sectors != 32:
+                    await asyncio.sleep(0.01)
+            assert await front.read(24, 8) == bytes(4096)
 
 
 @looped

@@ -51,6 +51,16 @@ def test_short_transfers_go_on(image: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert b"".join(buffers) == b"abcdefgh"
 
 
+def test_a_file_grows_and_never_shrinks(image: Path) -> None:
+    with File(image) as disk:
+        for size, grown in ((16384, False), (8192, False), (20480, True)):
+            os.truncate(image, size)
+            assert disk.grow() == grown
+        assert disk.size == 20480
+    with pytest.raises(InterfaceClosed):
+        disk.grow()
+
+
 def test_a_file_that_became_shorter_is_an_error(image: Path) -> None:
     with File(image) as disk:
         os.truncate(image, 8192)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -15,12 +16,14 @@ import xengrant
 from xengrant.cli.block import vdev
 from xengrant.cli.block.live import Look, as_fields, as_line
 from xengrant.embedded import Machine
+from xengrant.pv import block
 from xengrant.pv.block import Counters
 
 from .shell import SIGNALS, Running, User, one_line
 
 Users = Callable[[int], User]
 SIZE = 1 << 20
+SOON = 60.0  # seconds, which no test comes near
 
 
 @pytest.fixture
@@ -80,6 +83,26 @@ def test_looks_are_lines_of_json(user: Users, image: Path) -> None:
     assert look["errors"] == 0
     assert look["written_bytes"] == 65536
     assert look["flushes"] == 1
+
+
+def test_an_image_that_grows_grows_for_the_guest(machine: Machine, user: Users, image: Path) -> None:
+    server = serve(user(0), image)
+
+    async def write_behind_the_end() -> None:
+        async with block.attach("device/vbd/51728", domain=domain, timeout=SOON) as disk, asyncio.timeout(SOON):
+            assert disk.info.size == SIZE
+            os.truncate(image, SIZE - 4096)  # which is nobody's business, as long as nobody reads there
+            os.truncate(image, 2 * SIZE)
+            while disk.info.size == SIZE:
+                await asyncio.sleep(0.01)
+            await disk.write(SIZE // 512, b"x" * 512)
+
+    with xengrant.connect(machine.url(1)) as domain:
+        asyncio.run(write_behind_the_end())
+    while (look := json.loads(server.line()))["event"] != "grown":
+        assert look["event"] == "stats"
+    assert look["bytes"] == 2 * SIZE
+    assert image.read_bytes()[SIZE : SIZE + 513] == b"x" * 512 + b"\0"
 
 
 def test_a_killed_server_is_succeeded(user: Users, image: Path) -> None:

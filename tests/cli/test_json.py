@@ -123,6 +123,10 @@ def test_block(user: Users, tmp_path: Path) -> None:
     check(line, "block attach", "info")
     for line in printed(user(1), "block attach", "0", "read", "--count", "3"):
         assert check(line, "block attach", "read")["sectors"] == 3
+    (tmp_path / "disk").write_bytes(bytes(1 << 17))
+    while (line := serving.line()) and '"grown"' not in line:
+        check(line, "block serve", "stats")
+    assert check(line, "block serve", "grown")["bytes"] == 1 << 17
     done = user(1).run("block", "attach", "0", "write", "--json", stdin=bytes(512))
     check(done.stdout.decode().strip(), "block attach", "written")
     *lines, last = stopped(serving)

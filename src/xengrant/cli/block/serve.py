@@ -28,8 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Serves IMAGE, a raw file or a block device, as a disk of DOMAIN until interrupted; then it is unplugged.\n"
         "In dom0 it makes the disk's nodes in xenstore, unless xl or a server before it has: one that was killed is\n"
-        "succeeded where it stopped. In another domain it waits until dom0 has made them. On a terminal a line shows\n"
-        "what goes on; otherwise stdout gets a line of JSON for each interval."
+        "succeeded where it stopped. In another domain it waits until dom0 has made them. An image that grows\n"
+        "meanwhile grows for DOMAIN. On a terminal a line shows what goes on; otherwise stdout gets a line of JSON\n"
+        "for each interval."
     )
     parser.add_argument("image", metavar="IMAGE", help="a raw image or a block device")
     parser.add_argument("--to", metavar="DOMAIN", required=True, help="whose disk it is: a domid, or in dom0 a name")
@@ -184,11 +185,20 @@ class _Server:
                 if was_there and not is_there:
                     return f"domain {self._key[0]} is gone, or its disk was unplugged"
                 was_there = is_there
+                await self._grow(live)
                 live.show()
         finally:
             serving.cancel()
             self._hold.end()
             await asyncio.wait({waiting, serving})
+
+    async def _grow(self, live: Live) -> None:
+        """Tell the guest where the image has become larger. One that became shorter fails, where it ends."""
+        if self._image.grow():
+            size = self._image.size
+            live.event("grown", f"{self._image.path} has {size} bytes now", bytes=size)
+            for backend in self._backends:
+                await backend.resize()
 
     async def _unplug(self, store: xengrant.AsyncXenStore) -> None:
         # The bus gives the guest its seconds; where the other half is another's to remove, ours goes alone.

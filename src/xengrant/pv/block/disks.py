@@ -104,8 +104,8 @@ class File:
     """A raw image, or a block device. `with` closes it.
 
     Where the front end's pages stay mapped, requests are done on its descriptor without Python; those of a subclass
-    never. `size` is what it was when it was opened, in bytes. Where `writable` is false, writes fail with EBADF. Raises
-    `OSError` where it cannot be opened. Threads: any call from any thread.
+    never. `size`, in bytes, is what it was when it was opened, or at the last `grow`. Where `writable` is false, writes
+    fail with EBADF. Raises `OSError` where it cannot be opened. Threads: any call from any thread.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = True) -> None:
@@ -126,6 +126,11 @@ class File:
     def closed(self) -> bool:
         """Whether it is closed."""
         return self._fd < 0
+
+    def grow(self) -> bool:
+        """Whether it is larger than its `size`, which from now on is what it has. `OSError`; `InterfaceClosed`."""
+        before, self.size = self.size, max(self.size, os.lseek(self._open(), 0, os.SEEK_END))
+        return self.size > before
 
     def pread(self, length: int, offset: int, /) -> bytearray:
         """`length` bytes from `offset` on. Raises as `preadv`."""
