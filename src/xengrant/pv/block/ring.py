@@ -38,6 +38,7 @@ class BlockRing(BackRing):
         """
         ring = cls.attach(memory, layout.entry_size)
         ring._finish_answer()
+        _native.store32(memory, note.INDEX_AT, ring._prod - 1 & MAX_U32)  # a front end's zeros would answer request 0
         memory[note.MAGIC_AT : note.MAGIC_AT + len(note.MAGIC)] = note.MAGIC
         ring._told = ring._prod
         ring._layout = layout
