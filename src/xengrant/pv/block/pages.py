@@ -259,7 +259,7 @@ class CopiedPages(Pages):
     def close(self, requests: Sequence[Request]) -> None:
         run: list[Request] = []
         for request in requests:
-            if request.refs and request.action == blkif.READ:
+            if request in self._at and request.action == blkif.READ:
                 if request.status == blkif.RSP_OKAY:
                     run.append(request)
                     continue
