@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,13 +19,14 @@ from .ends import Ends, looped
 PATHS = ["kept", "mapped", "copied"]
 
 
-@pytest.mark.parametrize("pages", PATHS)
-@pytest.mark.parametrize("persistent", [True, False], ids=["pool", "per-request"])
+@pytest.mark.parametrize(
+    ("pages", "persistent"),
+    [("kept", True), ("mapped", True), ("copied", True), ("mapped", False), ("copied", False)],
+    ids=lambda value: value if isinstance(value, str) else "pool" if value else "per-request",
+)
 @pytest.mark.parametrize("layout", blkif.LAYOUTS.values(), ids=blkif.LAYOUTS)
 @looped
 async def test_what_is_written_is_read(machine: Machine, pages: str, persistent: bool, layout: Layout) -> None:
-    if pages == "kept" and not persistent:
-        pytest.skip("a back end keeps the pages of a front end that uses them again")
     disk = Memory(1 << 20)
     async with Ends(machine, disk, pages=pages, persistent=persistent, layout=layout) as ends:
         data = random.Random(1).randbytes(32 * 4096)
@@ -115,14 +117,72 @@ async def test_sectors_of_4096_are_whole(machine: Machine) -> None:
                 await ends.front.read(sector, count)
 
 
+class _BadSector(Memory):
+    """Where none but the sector at 8192 fails."""
+
+    def pread(self, length: int, offset: int, /) -> bytes:
+        self._look(length, offset)
+        return super().pread(length, offset)
+
+    def preadv(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+        self._look(sum(map(len, buffers)), offset)
+        super().preadv(buffers, offset)
+
+    def _look(self, length: int, offset: int) -> None:
+        if offset <= 8192 < offset + length:
+            raise OSError(errno.EIO, "a bad sector")
+
+
 @pytest.mark.parametrize("pages", PATHS)
 @looped
-async def test_a_successor_answers_what_was_left(machine: Machine, pages: str) -> None:
+async def test_a_read_that_fails_between_others_fails_alone(machine: Machine, pages: str) -> None:
+    disk = _BadSector(bytearray(random.Random(2).randbytes(16384)))
+    async with Ends(machine, disk, pages=pages) as ends:
+        ends.stop_back()
+        waiting = [asyncio.ensure_future(ends.front.read(8 * number, 8)) for number in range(4)]
+        await asyncio.sleep(0)
+        ends.start_back()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert isinstance(done[2], OSError)
+        done[2] = bytes(disk.data[8192:12288])
+        assert done == [bytes(disk.data[at : at + 4096]) for at in range(0, 16384, 4096)]
+        assert not ends.errors
+
+
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_a_page_that_is_not_granted_is_that_requests_error(
+    machine: Machine, pages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Memory(16384)
+    pack = blkif.pack_segments
+    async with Ends(machine, disk, pages=pages) as ends:
+        ends.stop_back()
+        with monkeypatch.context() as patched:
+            patched.setattr(blkif, "pack_segments", lambda refs, spans: pack([9999] * len(refs), spans))
+            refused = [ends.front.write(0, memoryview(b"x" * 4096)), ends.front.read(0, 8)]
+            waiting = [asyncio.ensure_future(each) for each in refused]
+            await asyncio.sleep(0)
+        waiting.append(asyncio.ensure_future(ends.front.write(16, memoryview(b"y" * 4096))))
+        await asyncio.sleep(0)
+        ends.start_back()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [isinstance(each, OSError) for each in done] == [True, True, False]
+        assert disk.data == bytes(8192) + b"y" * 4096 + bytes(4096)
+        assert not ends.errors
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["some", "none"])
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_a_successor_answers_what_was_left(machine: Machine, pages: str, answered: bool) -> None:
     async with Ends(machine, Memory(1 << 20), pages=pages) as ends:
-        await ends.front.write(0, memoryview(b"a" * 4096))
+        if answered:
+            await ends.front.write(0, memoryview(b"a" * 4096))
         ends.stop_back()
         waiting = [ends.front.write(8 * number, memoryview(bytes([number]) * 4096)) for number in range(8)]
         await asyncio.sleep(0)
         ends.start_back()
         await asyncio.gather(*waiting)
         assert await ends.front.read(0, 64) == b"".join(bytes([number]) * 4096 for number in range(8))
+        assert not ends.errors
