@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from xengrant.abi import grant_table
@@ -9,10 +11,24 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import open_system
 from xengrant.embedded import Machine
 from xengrant.errors import InterfaceUnavailable
+from xengrant.grant_entries import EntriesV1
 
 from .conftest import Open
-from .ioctls import add_map, alloc, connected, copy, eventually, map_grants, notify, notify_at, read_ports, share
+from .ioctls import (
+    add_map,
+    alloc,
+    connected,
+    copy,
+    eventually,
+    map_grants,
+    notify,
+    notify_at,
+    read_ports,
+    refused,
+    share,
+)
 from .process import Process
+from .test_privcmd import map_table
 
 
 def test_no_byte_and_no_event_and_the_map_stays(opened: Open, machine: Machine) -> None:
@@ -78,6 +94,25 @@ def test_nobody_maps_a_dying_domains_other_pages(opened: Open, machine: Machine)
             open_system(machine.url(1)).open("gntalloc")
         with pytest.raises(ValueError, match="dying"):
             machine.create(1)
+    mine.close()
+
+
+def test_nobody_maps_a_dying_domains_page_by_another_ref(opened: Open, machine: Machine) -> None:
+    """The page is still there for who mapped it before."""
+    refs, mine = share(opened(1, "gntalloc"), 2)
+    device = opened(2, "gntdev")
+    with map_table(opened(0, "privcmd"), 1, 0, 1, writable=True) as table:
+        entries = EntriesV1([memoryview(table)])
+        entries.grant(20, 2, entries.read(refs[0]).frame or 0, writable=True)
+        index = add_map(device, [(1, 20)])
+        _, theirs = map_grants(device, [(1, refs[0])], writable=True)
+        machine.destroy(1)
+        with theirs:
+            with refused(errno.EINVAL):
+                device.mmap(PAGE_SIZE, index, writable=True)
+            assert copy(device, [((20, 0, 1), bytearray(1), 1)]) == [grant_table.GNTST_BAD_PAGE]
+            assert not entries.read(20).mapped
+        entries.frames.clear()
     mine.close()
 
 

@@ -275,6 +275,26 @@ def test_a_version_2_map_for_reading_marks_reading_only(opened: Open, machine: M
         assert status_of(status, refs[0]) == 0
 
 
+def test_a_version_2_entry_that_is_revoked_while_it_is_marked_keeps_no_mark(
+    opened: Open, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.create(1, grant_table_version=2)
+    refs, mine = share(opened(1, "gntalloc"), 2)
+    gntdev, device = opened(2, "gntdev"), opened(0, "privcmd")
+    with (
+        mine,
+        map_table(device, 1, 0, 1, writable=True) as table,
+        map_table(device, 1, 0, 1, writable=False, id_=grant_table.RESOURCE_ID_STATUS) as status,
+        monkeypatch.context() as patched,
+    ):
+        at = refs[0] * grant_table.V2_ENTRY_SIZE
+        patched.setattr(_native, "fence", lambda: _native.store16(table, at, 0))  # between the mark and the second look
+        index = add_map(gntdev, [(1, refs[0])])
+        with refused(errno.EINVAL):
+            gntdev.mmap(PAGE_SIZE, index, writable=True)
+        assert status_of(status, refs[0]) == 0
+
+
 def test_mapping_a_status_frame_grows_the_table_as_far_as_it_is_needed(opened: Open, machine: Machine) -> None:
     machine.create(1, grant_table_version=2, max_grant_frames=20)
     device, status = opened(0, "privcmd"), grant_table.RESOURCE_ID_STATUS

@@ -157,6 +157,16 @@ def test_select_and_wait_tell_of_data(ends: Ends) -> None:
     assert server.recv(1, 0) == b"x"
 
 
+def test_either_end_is_told_of_the_first_bytes_without_asking(ends: Ends) -> None:
+    """As libxenvchan's are, whose programs select before they look."""
+    server, client = ends()
+    for end, peer in ((server, client), (client, server)):
+        while select.select([end], [], [], 0)[0]:
+            end.wait(0)
+        peer.send(b"x")
+        assert select.select([end], [], [], SOON)[0]
+
+
 def test_a_wait_for_an_event_that_does_not_come_ends_late(ends: Ends) -> None:
     server, _ = ends()
     server.wait(SOON)
@@ -211,6 +221,13 @@ def test_close_is_refused_while_views_are_alive(ends: Ends) -> None:
     assert client.recv(5, SOON) == b"hello"
     view.release()
     server.close()
+
+
+def test_a_client_maps_the_ring_that_it_reads_for_reading_only(machine: Machine, ends: Ends) -> None:
+    ends(read_size=4096, write_size=4096)
+    with xengrant.connect(machine.url(0)) as dom0, dom0.grant_table(of=1) as table:
+        written = [entry.writing for entry in table.grants() if entry.domid == 2]
+    assert written == [True, True, False], "of the shared page, the server's incoming ring, the client's"
 
 
 def test_what_is_read_in_place_wraps(ends: Ends) -> None:

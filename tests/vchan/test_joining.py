@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import xengrant
 from xengrant import vchan
 from xengrant.embedded import Machine
-from xengrant.errors import ProtocolError
+from xengrant.errors import InterfaceUnavailable, ProtocolError
 from xengrant.evtchn import EventChannels
 from xengrant.vchan import keys as keys_module
-from xengrant.vchan.joining import Joined, Pause, joining
+from xengrant.vchan.channel import Channel
+from xengrant.vchan.joining import _RETRY, Joined, Pause, joining
 from xengrant.vchan.keys import Keys
 
 PATH = "/local/domain/1/data/vchan/2/here"
@@ -57,13 +59,24 @@ def test_an_offer_that_is_taken_back_is_left_alone_and_the_next_is_waited_for(
     steps = joining(mapper, channels, 1, PATH, timeout=10)
     steps.send(None)
     steps.send(offered)
-    assert isinstance(steps.send(now), Pause)
+    assert steps.send(now) == Pause(_RETRY), "a port comes free without a word in xenstore"
     assert machine.status()["domains"][2]["ports"] == 0
     for keys in (None, offered, offered):
         steps.send(keys)
     with pytest.raises(StopIteration) as end:
         steps.send(offered)
     end.value.value.channel.close()
+
+
+def test_an_offer_replaced_after_its_page_was_mapped_is_left_alone(
+    machine: Machine, mapper: xengrant.Domain, channels: EventChannels, offered: Keys
+) -> None:
+    steps = joining(mapper, channels, 1, PATH, timeout=10)
+    for told in (None, offered, offered):
+        steps.send(told)
+    assert isinstance(steps.send(Keys(offered.ring_ref + 1, offered.event_channel)), Pause)
+    assert machine.status()["domains"][2]["maps"] == 0
+    steps.close()
 
 
 def test_a_page_that_took_the_offers_ref_is_not_written_to(
@@ -159,6 +172,26 @@ def test_a_server_withdraws_its_keys_before_it_gives_back_the_page(
     assert all(grants > 0 for grants in seen), "its pages were gone already"
     with granter.xenstore() as store:
         assert not store.exists(PATH)
+
+
+def test_a_client_that_cannot_say_that_it_is_here_holds_nothing(
+    machine: Machine,
+    mapper: xengrant.Domain,
+    channels: EventChannels,
+    offered: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(self: Channel) -> None:
+        raise InterfaceUnavailable(errno.ENODEV, "the machine is gone")
+
+    monkeypatch.setattr(Channel, "connect", fail)
+    steps = joining(mapper, channels, 1, PATH, timeout=10)
+    for told in (None, offered, offered):
+        steps.send(told)
+    with pytest.raises(InterfaceUnavailable):
+        steps.send(offered)
+    held = machine.status()["domains"][2]
+    assert held["maps"] == held["ports"] == 0
 
 
 def test_closing_the_steps_undoes_them(

@@ -18,6 +18,20 @@ def test_a_guest_may_own_1000_nodes(store: XenStored, one: Asker) -> None:
     one.mkdir("data/more")
 
 
+def test_what_one_deep_write_makes_counts_together() -> None:
+    store = XenStored(nodes=20)
+    store.introduce(1, "one")
+    one = Asker(store, 1)
+    had = store.tree.count(1)
+    deepest = "data" + "/x" * (20 - had)
+    with refused("ENOSPC"):
+        one.write(f"{deepest}/x", b"")
+    assert store.tree.count(1) == had
+    assert one.directory("data") == []
+    one.write(deepest, b"")
+    assert store.tree.count(1) == 20
+
+
 def test_a_guests_node_stays_below_2048_bytes(one: Asker, dom0: Asker) -> None:
     one.write("data/x", bytes(2048 - 1 - 24 - 8))
     with refused("ENOSPC"):
