@@ -337,7 +337,7 @@ static PyObject *
 descriptor_drop(PyObject *object, PyObject *Py_UNUSED(ignored))
 {
     if (!drop_descriptor((Descriptor *)object)) {
-        PyErr_SetString(PyExc_RuntimeError, "drop_descriptor() without a hold_descriptor(): no call of this file is under way");
+        PyErr_SetString(PyExc_RuntimeError, "drop() without a hold(): no call of this file is under way");
         return NULL;
     }
     Py_RETURN_NONE;
@@ -384,9 +384,9 @@ static PyMethodDef descriptor_methods[] = {
      "MAP_GRANT_REF's argument. None, and nothing is done, if that is not what they are, where the file is closed, and\n"
      "where the kernel refuses."},
     {"hold", descriptor_hold, METH_NOARGS,
-     "hold_descriptor($self, /)\n--\n\nBegin a call: the file's number, until drop_descriptor(). -1 where it is closed."},
+     "hold($self, /)\n--\n\nBegin a call: the file's number, until drop(). -1 where it is closed."},
     {"drop", descriptor_drop, METH_NOARGS,
-     "drop_descriptor($self, /)\n--\n\nEnd a call that hold_descriptor() began. RuntimeError where none is under way."},
+     "drop($self, /)\n--\n\nEnd a call that hold() began. RuntimeError where none is under way."},
     {"close", descriptor_close, METH_NOARGS,
      "close($self, /)\n--\n\nRefuse new calls, and close the file with the last one under way."},
     {"abandon", descriptor_abandon, METH_NOARGS,

@@ -113,6 +113,7 @@ native_exec(PyObject *module)
         add_type(module, "Doorbell", &doorbell_spec, &state->doorbell) < 0 ||
         add_type(module, "RingReader", &reader_spec, &state->reader) < 0 ||
         add_type(module, "RingWriter", &writer_spec, &state->writer) < 0 ||
+        add_type(module, "RingTurn", &ring_turn_spec, &state->ring_turn) < 0 ||
         add_type(module, "Stream", &stream_spec, NULL) < 0 ||
         add_type(module, "BlockServer", &block_spec, NULL) < 0 ||
         PyModule_AddObjectRef(module, "Held", held) < 0)
@@ -130,6 +131,7 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->doorbell);
     Py_VISIT(state->reader);
     Py_VISIT(state->writer);
+    Py_VISIT(state->ring_turn);
     return 0;
 }
 
@@ -143,6 +145,7 @@ native_clear(PyObject *module)
     Py_CLEAR(state->doorbell);
     Py_CLEAR(state->reader);
     Py_CLEAR(state->writer);
+    Py_CLEAR(state->ring_turn);
     return 0;
 }
 

@@ -42,6 +42,7 @@ typedef struct {
     PyTypeObject *doorbell;
     PyTypeObject *reader;
     PyTypeObject *writer;
+    PyTypeObject *ring_turn;
 } State;
 
 extern Py_ssize_t page_size; /* from the module's exec on */
@@ -265,6 +266,7 @@ extern PyType_Spec block_spec; /* block.c */
 
 extern PyType_Spec reader_spec;
 extern PyType_Spec writer_spec;
+extern PyType_Spec ring_turn_spec; /* ring_turn.c */
 
 /* ---- Mapping: pages that cannot be unmapped under a view ------------------------------------------------- */
 

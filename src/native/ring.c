@@ -403,9 +403,9 @@ ring_get_own(PyObject *object, void *Py_UNUSED(closure))
      "wait($self, wanted, timeout, /)\n--\n\n"                                                              \
      "Wait until so many bytes are there. Returns how it ended: 0 they are, 1 the peer is gone, 2 the time was out, 3 the\n" \
      "doorbell was woken, 4 no event can come any more."},                    \
-    {"__enter__", ring_enter, METH_NOARGS,                                                                   \
-     "__enter__($self, /)\n--\n\nHave a turn: other threads that want one wait for its end. They nest."},     \
-    {"__exit__", ring_exit, METH_VARARGS, "__exit__($self, exc_type, exc, traceback, /)\n--\n\nEnd the turn."}
+    {"turn", METHOD(ring_turn),                                                                              \
+     "turn($self, timeout, /)\n--\n\n"                                                                       \
+     "For a with block: a turn, from now on within so many seconds. Other threads wait for its end. They nest."}
 
 static PyMethodDef reader_methods[] = {
     {"read", reader_read, METH_O, "read($self, most, /)\n--\n\nTake what is ready, at most that many bytes; b\"\" for none."},

@@ -56,8 +56,7 @@ int await_with_signals(Ring *self, Opened *opened, uint32_t wanted, uint64_t dea
 /* Methods of both ends that wait, in ring_wait.c. */
 PyObject *ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *ring_wait(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
-PyObject *ring_enter(PyObject *object, PyObject *ignored);
-PyObject *ring_exit(PyObject *object, PyObject *args);
+PyObject *ring_turn(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 PyObject *reader_receive(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
 PyObject *reader_receive_into(PyObject *object, PyObject *const *args, Py_ssize_t nargs);
 PyObject *writer_send(PyObject *object, PyObject *const *args, Py_ssize_t nargs);

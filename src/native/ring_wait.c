@@ -299,16 +299,3 @@ ring_bind(PyObject *object, PyTypeObject *type, PyObject *const *args, Py_ssize_
     PyErr_SetString(PyExc_IndexError, "a byte to look at lies outside the buffer");
     return NULL;
 }
-
-PyObject *
-ring_enter(PyObject *object, PyObject *Py_UNUSED(ignored))
-{
-    return take_turn(&((Ring *)object)->turn, NEVER) < 0 ? NULL : Py_NewRef(object);
-}
-
-PyObject *
-ring_exit(PyObject *object, PyObject *Py_UNUSED(args))
-{
-    end_turn(&((Ring *)object)->turn);
-    Py_RETURN_NONE;
-}

@@ -5,6 +5,7 @@
 #include "ring.c"
 #include "ring_wait.c"
 #include "ring_pump.c"
+#include "ring_turn.c"
 
 #include <setjmp.h>
 #include <string.h>

@@ -9,6 +9,7 @@
 #include "ring.c"
 #include "ring_wait.c"
 #include "ring_pump.c"
+#include "ring_turn.c"
 
 #include <pthread.h>
 #include <sched.h>

@@ -177,6 +177,31 @@ def test_a_wait_for_an_event_that_does_not_come_ends_late(ends: Ends) -> None:
             server.wait(timeout)
 
 
+def await_asked(client: Vchan, what: int) -> None:
+    """Until threads of the server's wait to be told of these."""
+    deadline = time.monotonic() + SOON
+    while load8(client._channel.control, abi.CLI_NOTIFY) & what != what:
+        assert time.monotonic() < deadline, "the threads do not wait"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("name", ["read", "peek", "write", "reserve", "wait_drained"])
+def test_a_time_out_holds_while_another_thread_waits(ends: Ends, name: str) -> None:
+    server, client = ends(read_size=1024, write_size=1024)
+    server.write(bytes(server.write_size))
+    reads = name in ("read", "peek")
+    other = threading.Thread(target=lambda: server.recv(1, SOON) if reads else server.send(b"y", SOON))
+    other.start()
+    await_asked(client, abi.NOTIFY_WRITE if reads else abi.NOTIFY_READ)
+    with pytest.raises(TimeoutError, match="another thread"):
+        getattr(server, name)(*([b"z"] if name == "write" else []), timeout=0.0)
+    assert other.is_alive(), "it had the turn no more"
+    client.write(b"y")
+    client.recv(1, SOON)
+    other.join(SOON)
+    assert not other.is_alive()
+
+
 def test_closing_ends_the_waits_of_other_threads(ends: Ends) -> None:
     server, client = ends(read_size=1024, write_size=1024)
     server.write(b"x" * server.write_size)
@@ -194,10 +219,7 @@ def test_closing_ends_the_waits_of_other_threads(ends: Ends) -> None:
     ]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + SOON
-    while load8(client._channel.control, abi.CLI_NOTIFY) & 3 != 3:
-        assert time.monotonic() < deadline, "the threads do not wait"
-        time.sleep(0.001)
+    await_asked(client, 3)
     server.close()
     for thread in threads:
         thread.join(SOON)

@@ -49,7 +49,7 @@ class ByteReader:
 
     Views pin the mapping, as any view of it; between calls the ring itself does not.
 
-    Threads: one at a time (`RuntimeError`).
+    Threads: one call at a time; another's waits for its end.
     """
 
     def __init__(self, page: Page, layout: RingLayout) -> None:
@@ -98,7 +98,7 @@ class ByteWriter:
     `write` copies and shows at once, `reserve` and `commit` do so in two steps: what was not committed the consumer
     does not see. Every call may raise `ProtocolError`: the consumer's index cannot be.
 
-    Threads: one at a time (`RuntimeError`).
+    Threads: one call at a time; another's waits for its end.
     """
 
     def __init__(self, page: Page, layout: RingLayout) -> None:

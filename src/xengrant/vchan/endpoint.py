@@ -179,7 +179,7 @@ class Vchan(Stream):
         """
         size = self.write_size
         deadline = deadline_after(timeout)
-        with self._outgoing as ring:
+        with self._outgoing.turn(timeout) as ring:
             self._check_open()
             late = f"domain {self.domid} has not read all from"
             self._await_events(lambda: self._channel.has_space(size), deadline, late)
@@ -205,18 +205,20 @@ class Vchan(Stream):
         The peer can still change them: copy what decides something. Release the view before `close`.
         """
         deadline = deadline_after(timeout)
-        ring = self._incoming
-        with ring:
+        with self._incoming.turn(timeout) as ring:
             self._check_open()
-            outcome = ring.wait(1, timeout)
+            outcome = ring.wait(1, seconds_until(deadline))
             if outcome != _READY:
                 self._watch(lambda left: ring.wait(1, left), outcome, deadline, self._wrote_nothing)
             return self._channel.peek()
 
     def consume(self, count: int) -> None:
-        """Have read the next `count` bytes: the peer may write over them. `ValueError` for more than were there."""
+        """Have read the next `count` bytes: the peer may write over them. `ValueError` for more than were there.
+
+        Another thread that reads is waited for.
+        """
         self._check_open()
-        with self._incoming as ring:
+        with self._incoming.turn(None) as ring:
             ring.consume(count)
 
     def reserve(self, timeout: float | None = None) -> memoryview:
@@ -225,10 +227,9 @@ class Vchan(Stream):
         `PeerClosed` where the peer has closed.
         """
         deadline = deadline_after(timeout)
-        ring = self._outgoing
-        with ring:
+        with self._outgoing.turn(timeout) as ring:
             self._check_open()
-            outcome = ring.wait(1, timeout)
+            outcome = ring.wait(1, seconds_until(deadline))
             if outcome != _READY:
                 late = f"domain {self.domid} read nothing from"
                 self._watch(lambda left: ring.wait(1, left), outcome, deadline, late)
@@ -237,9 +238,12 @@ class Vchan(Stream):
             return self._channel.reserve()
 
     def commit(self, count: int) -> None:
-        """Have written the next `count` bytes: the peer may read them. `ValueError` for more than were free."""
+        """Have written the next `count` bytes: the peer may read them. `ValueError` for more than were free.
+
+        Another thread that writes is waited for.
+        """
         self._check_open()
-        with self._outgoing as ring:
+        with self._outgoing.turn(None) as ring:
             ring.commit(count)
 
     def close(self) -> None:
@@ -262,7 +266,7 @@ class Vchan(Stream):
         self._ended = True
         try:
             self._doorbell.stop(True)  # who waits, and who waits for that one's turn, sees that it has ended
-            with self._incoming, self._outgoing:
+            with self._incoming.turn(None), self._outgoing.turn(None):
                 self._channel.close()
         finally:
             if not self._channel.closed:

@@ -41,6 +41,7 @@ _TYPES = [
     "stream",
     "blocks",
     "held",
+    "turn",
 ]
 # What may wait, and which of its arguments says how long.
 _WAITS = {
@@ -63,10 +64,10 @@ _METHODS = {
         "receive_into",
         "bind",
         "wait",
-        "__enter__",
-        "__exit__",
+        "turn",
     ],
-    "writer": ["write", "reserve", "commit", "send", "bind", "wait", "__enter__", "__exit__"],
+    "writer": ["write", "reserve", "commit", "send", "bind", "wait", "turn"],
+    "turn": ["__enter__", "__exit__"],
     "stream": ["send", "recv", "write", "read", "readinto", "fill"],
     "blocks": ["keep", "forget", "serve"],
     "held": ["close", "__enter__", "__exit__"],
@@ -195,6 +196,7 @@ class Native(Target):
             "stream": _native.Stream,
             "blocks": _native.BlockServer,
             "held": _native.Held,
+            "turn": lambda ring, timeout=0, *_: ring.turn(timeout),
         }
         return makers[kind](*values) if kind in makers else None
 
