@@ -110,7 +110,13 @@ class Connection:
         self._held.callback(function, *args)
 
     def start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        """Run `work` beside, until the connection ends: then it is cancelled. What it raises fails the device."""
+        """Run `work` beside, until the connection ends: then it is cancelled. What it raises fails the device.
+
+        `InterfaceClosed` where the connection is over.
+        """
+        if self._stack is None:
+            work.close()
+            raise self._over()
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -138,10 +144,15 @@ class Connection:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            _, still = await asyncio.wait(tasks, timeout=seconds)
-            for task in still:
-                _log.error("%s: %r does not end %g seconds after it was cancelled", self.device, task, seconds)
+        try:
+            if tasks:
+                _, still = await asyncio.wait(tasks, timeout=seconds)
+                for task in still:
+                    _log.error("%s: %r does not end %g seconds after it was cancelled", self.device, task, seconds)
+        finally:  # also where this is cancelled
+            await self._give_back()
+
+    async def _give_back(self) -> None:
         stack, self._stack = self._stack, None
         try:
             if stack is not None:
@@ -152,8 +163,11 @@ class Connection:
     @property
     def _held(self) -> contextlib.AsyncExitStack:
         if self._stack is None:
-            raise InterfaceClosed(f"this connection of {self.device} is over")
+            raise self._over()
         return self._stack
+
+    def _over(self) -> InterfaceClosed:
+        return InterfaceClosed(f"this connection of {self.device} is over")
 
     def _open_channels(self) -> AsyncEventChannels:
         held = self._held

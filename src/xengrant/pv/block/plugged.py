@@ -49,7 +49,8 @@ async def plugged(
         domain = domain or opened.enter_context(connect())
         store = await opened.enter_async_context(domain.aio.xenstore())
         slot = pv.Slot("vbd", handle, front, await domain.aio.domid(), name)
-        if not await store.exists(slot.back_path):
+        made = not await store.exists(slot.back_path)
+        if made:
             readonly = offer is not None and not offer.writable
             await pv.create(
                 store,
@@ -62,15 +63,19 @@ async def plugged(
                     "removable": bool(offer is not None and offer.info & blkif.VDISK_REMOVABLE),
                 },
             )
-        bus = await opened.enter_async_context(
-            pv.BackendBus(
-                name,
-                serving(disk, offer),
-                domain=domain,
-                accept=lambda domid, which: (domid, which) == (front, str(handle)),
-                closing_seconds=_CLOSING,
-            )
+        bus = pv.BackendBus(
+            name,
+            serving(disk, offer),
+            domain=domain,
+            accept=lambda domid, which: (domid, which) == (front, str(handle)),
+            closing_seconds=_CLOSING,
         )
+        try:
+            await opened.enter_async_context(bus)
+        except BaseException:
+            if made:
+                await pv.remove(store, slot)
+            raise
         try:
             yield bus
         finally:
