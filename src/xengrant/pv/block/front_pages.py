@@ -69,14 +69,13 @@ class Pool(FrontPages):
     def take(self, count: int, *, writable: bool) -> Lease | None:
         if count > self.most:
             raise ValueError(f"a request of {count} pages, where there are {self.most}")
-        while len(self._free) < count and self.shared < self.most:
-            more = min(max(_AT_ONCE, count - len(self._free)), self.most - self.shared)
+        missing, room = count - len(self._free), self.most - self.shared
+        if missing > 0 and room:
             try:
-                self._grow(more)
+                self._grow(min(missing, room), min(max(missing, _AT_ONCE), room))
             except GrantError:
                 if self.shared < count:
                     raise
-                break
         if len(self._free) < count:
             return None
         pages = self._free[-count:] if count else []
@@ -92,7 +91,13 @@ class Pool(FrontPages):
             share.mapping.close_on_release()
         self._shares = []
 
-    def _grow(self, count: int) -> None:
+    def _grow(self, least: int, most: int) -> None:
+        try:
+            self._share(most)
+        except GrantTableFull:
+            self._share(least)
+
+    def _share(self, count: int) -> None:
         share = self._gntshr.share_pages(self._domid, count, writable=True)
         self._shares.append(share)
         self.shared += count

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from xengrant.abi import blkif
 from xengrant.abi.blkif import Head, Layout
 from xengrant.abi.xen import PAGE_SIZE
-from xengrant.errors import InterfaceClosed, ProtocolError
+from xengrant.errors import GrantTableFull, InterfaceClosed, ProtocolError
 
 if TYPE_CHECKING:
     from xengrant.evtchn import AsyncPort
@@ -133,7 +133,9 @@ class FrontQueue:
                 continue
             try:
                 if not self._lend(call):
-                    return
+                    if self._calls:
+                        return
+                    raise GrantTableFull(errno.ENOSPC, f"too few pages can be shared for a {call}")
                 self._line.popleft()
                 self._send(call)
             except Exception as error:
