@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import errno
 import os
 import random
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,11 +18,11 @@ import xengrant
 from xengrant import pv
 from xengrant.abi import blkif
 from xengrant.embedded import Machine
-from xengrant.errors import PeerClosed
+from xengrant.errors import GrantTableFull, InterfaceClosed, PeerClosed, XenStoreError
 from xengrant.pv import block
 
 from .ends import SOON, looped
-from .plugged import HANDLE, SLOT, attached, bus, made, plugged
+from .plugged import FRONT, HANDLE, SLOT, attached, bus, made, plugged
 
 
 @pytest.mark.parametrize("protocol", blkif.LAYOUTS)
@@ -100,6 +105,98 @@ async def test_a_disk_that_grew_has_grown_for_the_front_end(machine: Machine, tm
                 while front.info.sectors != 32:
                     await asyncio.sleep(0.01)
             assert await front.read(24, 8) == bytes(4096)
+
+
+@looped
+async def test_a_disk_that_shrank_ends_where_it_ends_now(machine: Machine, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(16384))
+    with block.File(image) as disk:
+        async with plugged(machine, disk) as (front, served):
+            assert await front.read(24, 8) == bytes(4096)  # the page is kept, and what comes next usual
+            backend = served.devices[1, str(HANDLE)]._backend
+            assert isinstance(backend, block.BlockBackend)
+            disk.size = 8192
+            await backend.resize()
+            info, front._info = front.info, dataclasses.replace(front.info, sectors=32)  # as one that does not care
+            for asked in (front.read(24, 8), front.write(24, bytes(4096))):
+                with pytest.raises(OSError, match="the back end failed"):
+                    await asked
+            front._info = info
+            assert await front.read(8, 8) == bytes(4096)
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "per-request"])
+@pytest.mark.parametrize("limit", [33, 40])
+@looped
+async def test_a_request_for_which_pages_are_wanting_fails_at_once(
+    machine: Machine, persistent: bool, limit: int
+) -> None:
+    """It needs 32 pages, and one for the table of them; one more has the ring."""
+    async with plugged(machine, block.Memory(1 << 20), use=block.Use(persistent=persistent)) as (front, _):
+        machine.configure(1, gntalloc_limit=limit)
+        if limit == 40:
+            assert await front.read(0, 32 * 8) == bytes(32 * 4096)
+        else:
+            with pytest.raises(GrantTableFull, match="too few pages"):
+                await front.read(0, 32 * 8)
+        assert await front.read(0, 8) == bytes(4096)
+
+
+@looped
+async def test_counters_outlive_a_connection_whose_disk_was_slow(machine: Machine) -> None:
+    class Slow(block.Memory):
+        begun, goes_on = threading.Event(), threading.Event()
+
+        def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
+            self.begun.set()
+            self.goes_on.wait(SOON)
+            super().pwritev(buffers, offset)
+
+    disk = Slow(8192)
+    with xengrant.connect(machine.url(0)) as domain:
+        async with pv.BackendBus("vbd", block.serving(disk), domain=domain, hook_seconds=0.2) as served, made(machine):
+            async with attached(machine) as front:
+                await front.read(0, 8)
+                backend = served.devices[1, str(HANDLE)]._backend
+                assert isinstance(backend, block.BlockBackend)
+                writing = asyncio.ensure_future(front.write(0, bytes(4096)))
+                await asyncio.to_thread(disk.begun.wait, SOON)
+            with pytest.raises(InterfaceClosed):
+                await writing
+            async with attached(machine) as front:
+                await front.read(0, 8)
+                assert backend.counters.reads == 2
+                assert backend.rings == 1
+            disk.goes_on.set()
+
+
+@looped
+async def test_a_plugged_disk_whose_bus_cannot_start_leaves_no_nodes(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: pv.BackendBus) -> None:
+        raise XenStoreError(errno.ENOSPC, "no watch is left")
+
+    monkeypatch.setattr(pv.BackendBus, "start", fail)
+    with xengrant.connect(machine.url(0)) as domain, domain.xenstore() as store:
+        with pytest.raises(XenStoreError):
+            async with block.plugged(block.Memory(8192), 1, domain=domain):
+                pass
+        assert not store.exists(f"/local/domain/1/{FRONT}")
+        assert not store.exists(f"/local/domain/0/backend/vbd/1/{HANDLE}")
+
+
+@pytest.mark.parametrize("wrong", [{"data": "mapped"}, {"kept_pages": 0}, {"sector_size": 100}, {"max_rings": 0}])
+def test_what_cannot_be_offered_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - each has a text of its own
+        block.Offer(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"rings": 0}, {"ring_order": -1}, {"protocol": "arm"}, {"pool_pages": 3}])
+def test_what_cannot_be_used_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        block.Use(**wrong)
 
 
 @looped

@@ -12,7 +12,9 @@ import pytest
 from xengrant.abi import blkif
 from xengrant.abi.blkif import Layout
 from xengrant.embedded import Machine
+from xengrant.gnttab import Gnttab
 from xengrant.pv.block.disks import Memory
+from xengrant.pv.block.pages import KeptPages
 
 from .ends import Ends, looped
 
@@ -169,6 +171,39 @@ async def test_a_page_that_is_not_granted_is_that_requests_error(
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert [isinstance(each, OSError) for each in done] == [True, True, False]
         assert disk.data == bytes(8192) + b"y" * 4096 + bytes(4096)
+        assert not ends.errors
+
+
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_a_page_for_which_memory_is_wanting_is_that_requests_error(
+    machine: Machine, pages: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOMEM, "as many maps as a process may have")
+
+    async with Ends(machine, Memory(8192), pages=pages) as ends:
+        with monkeypatch.context() as patched:
+            for name in ("map", "copy_run"):
+                patched.setattr(Gnttab, name, fail)
+            for asked in (ends.front.write(0, memoryview(b"x" * 4096)), ends.front.read(0, 8)):
+                with pytest.raises(OSError, match="failed at"):
+                    await asked
+        assert await ends.front.read(0, 8) == bytes(4096)
+        assert not ends.errors
+
+
+@looped
+async def test_pages_that_come_one_by_one_are_few_maps(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xengrant.pv.block.pages._MOST_GROUPS", 3)
+    async with Ends(machine, Memory(1 << 20)) as ends:
+        pages = ends.pages
+        assert isinstance(pages, KeptPages)
+        for count in range(1, 12):  # each time one page more
+            await ends.front.read(0, 8 * count)
+            maps = len(pages._groups) + len(set(map(id, pages._old.values())))
+            assert maps <= 6, "two generations of three"
+        assert pages.kept >= 11, "those used last are not kept"
         assert not ends.errors
 
 

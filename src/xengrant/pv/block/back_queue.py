@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ class BackQueue:
         self._disk = disk
         self._ended = ended
         self._stopping = False
+        self._over = False
+        self._to_begin: deque[threading.Event] = deque()
         self._server = self._make_server()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -84,6 +87,15 @@ class BackQueue:
         self._stopping = True
         self.doorbell.wake()
 
+    def begin_anew(self) -> threading.Event:
+        """Have it look at the reader's limits again: set once all that was taken before is done."""
+        begun = threading.Event()
+        self._to_begin.append(begun)
+        self.doorbell.wake()
+        if self._over:
+            begun.set()
+        return begun
+
     def join(self, timeout: float | None = None) -> bool:
         """Whether it has ended, after at most so many seconds: then nothing of it uses ring, port or disk."""
         if self._thread.ident is not None:
@@ -100,6 +112,13 @@ class BackQueue:
                 self._ended(error)
         finally:
             self._pages.end()
+            self._over = True
+            self._begin()
+
+    def _begin(self) -> None:
+        """Whatever was taken is done, and the limits are those of now."""
+        while self._to_begin:
+            self._to_begin.popleft().set()
 
     def _make_server(self) -> BlockServer | None:
         """What does the usual requests without Python: where pages are kept, and the disk is a file."""
@@ -113,13 +132,14 @@ class BackQueue:
     def _serve(self) -> None:
         serve = self._serve_here if self._server is None else self._serve_usual
         while not self._stopping:
+            self._begin()
             if not serve() and not self._stopping:
                 raise PeerClosed("no event can come on this ring's port any more")
 
     def _serve_here(self) -> bool:
         """Do what is there, or wait for more. False where no event can come."""
         changes, wakes = self.doorbell.changes, self.doorbell.wakes
-        if self._stopping:
+        if self._stopping or self._to_begin:
             return True
         if entries := self._ring.take_requests():
             self._do(entries)
@@ -133,7 +153,7 @@ class BackQueue:
         """Have what is usual done, for as long as there is nothing else; then do the rest."""
         assert self._server is not None
         wakes = self.doorbell.wakes
-        if self._stopping:
+        if self._stopping or self._to_begin:
             return True
         more = self._ring.serve(self._server, self._reader.limits, wakes)
         if entries := self._ring.take_requests():

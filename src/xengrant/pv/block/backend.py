@@ -72,6 +72,10 @@ class Offer:
             raise ValueError(f"max_segments {self.max_segments} is outside 0..{BATCH_PAGES}")
         if not 1 <= self.max_rings <= _MAX_RINGS or not 0 <= self.max_ring_order <= _MAX_RING_ORDER:
             raise ValueError(f"at most {_MAX_RINGS} rings, each of at most {1 << _MAX_RING_ORDER} pages")
+        if self.data not in ("auto", "copy", "map"):
+            raise ValueError(f"data is auto, copy or map, not {self.data!r}")
+        if self.kept_pages < 1:
+            raise ValueError(f"{self.kept_pages} is no number of pages to keep")
         check_seconds(self.poll)
 
 
@@ -167,13 +171,17 @@ class BlockBackend(Backend):
         queues = self._queues
         for queue in queues:
             queue.stop()
-        await asyncio.gather(*(asyncio.to_thread(queue.join) for queue in queues))
-        self._ended, self._queues = self.counters, []
+        try:
+            await asyncio.gather(*(asyncio.to_thread(queue.join) for queue in queues))
+        finally:  # a disk may be slower than the bus has patience
+            self._ended, self._queues = self.counters, []
 
     async def resize(self) -> None:
-        """Tell the front end that the disk has another `size` than it had."""
+        """Tell the front end that the disk has another `size`, once no request is done that goes by the one before."""
         if self._limits is not None and (connection := self.device.connection) is not None:
             self._limits.sectors = self._sectors()
+            rounds = [queue.begin_anew() for queue in self._queues]
+            await asyncio.gather(*(asyncio.to_thread(begun.wait) for begun in rounds))
             await connection.update({"sectors": self._limits.sectors})
 
     async def _queue(

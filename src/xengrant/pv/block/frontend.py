@@ -57,6 +57,8 @@ class Use:
     def __post_init__(self) -> None:
         if self.protocol not in blkif.LAYOUTS:
             raise ValueError(f"there is no protocol {self.protocol!r}: {', '.join(blkif.LAYOUTS)}")
+        if self.rings < 1 or self.ring_order < 0:
+            raise ValueError(f"{self.rings} rings, each of 2**{self.ring_order} pages, are none")
         if not 1 <= self.max_segments <= blkif.MAX_INDIRECT_SEGMENTS:
             raise ValueError(f"max_segments {self.max_segments} is outside 1..{blkif.MAX_INDIRECT_SEGMENTS}")
         if self.persistent and self.pool_pages < self.max_segments + blkif.MAX_INDIRECT_PAGES_PER_REQUEST:

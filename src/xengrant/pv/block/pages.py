@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CopiedPages", "KeptPages", "MappedPages", "Pages"]
 
+_NOT_HAD = (GrantError, OSError)  # or this process has no memory, or has as many maps as the system gives one
+_MOST_GROUPS = 1024
+"""A generation of pages that were kept one by one is full with so many: a process has 65,530 maps, whoever's disks it
+serves (Linux vm.max_map_count)."""
+
 
 class Pages(abc.ABC):
     """The pages of domain `domid`, through `gnttab`, which stays its owner's. Threads: one at a time."""
@@ -63,9 +68,10 @@ class _Group:
 class KeptPages(Pages):
     """Pages that stay mapped, for a front end that uses the same ones again and again (feature-persistent).
 
-    At least the `most` pages used last stay mapped, and never more than twice as many: mapped in groups, as requests
-    bring them, and kept in two generations. When the younger is full it becomes the old one, and what of the old one
-    nobody has used meanwhile is unmapped. A `BlockServer` that is told of them knows the younger generation.
+    They are mapped in groups, as requests bring them, and kept in two generations. When the younger has `most` pages,
+    or 1024 groups, it becomes the old one, and what of the old one nobody has used meanwhile is unmapped: so many of
+    those used last stay mapped at least, and never more than twice as many. A `BlockServer` that is told of them knows
+    the younger generation.
     """
 
     def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
@@ -85,7 +91,7 @@ class KeptPages(Pages):
         for request in requests:
             try:
                 pages = self._pages(request.tables)
-            except GrantError as error:
+            except _NOT_HAD as error:
                 request.refuse(str(error))
             else:
                 reader.read_segments(request, pages)
@@ -96,7 +102,7 @@ class KeptPages(Pages):
                 continue
             try:
                 views = self._pages(request.refs)
-            except GrantError as error:
+            except _NOT_HAD as error:
                 request.refuse(str(error))
             else:
                 request.buffers = views if request.whole else _cut(views, request.spans)
@@ -151,7 +157,7 @@ class KeptPages(Pages):
         return _Group(whole, dict(zip(refs, views, strict=True)))
 
     def _add(self, group: _Group) -> None:
-        if len(self._views) + len(group.pages) > self._most:
+        if len(self._views) + len(group.pages) > self._most or len(self._groups) >= _MOST_GROUPS:
             self._old = {ref: group for group in self._groups for ref in group.pages}
             self._forget()
         self._groups.append(group)
@@ -178,7 +184,7 @@ class MappedPages(Pages):
         for request in requests:
             try:
                 mapped = self._map(request.tables, writable=False)
-            except GrantError as error:
+            except _NOT_HAD as error:
                 request.refuse(str(error))
                 continue
             with mapped, memoryview(mapped.mapping) as pages:
@@ -191,11 +197,11 @@ class MappedPages(Pages):
                 continue
             try:
                 self._open_all(batch, writable=writable)
-            except GrantError:
+            except _NOT_HAD:
                 for request in batch:
                     try:
                         self._open_all([request], writable=writable)
-                    except GrantError as error:
+                    except _NOT_HAD as error:
                         request.refuse(str(error))
 
     def close(self, requests: Sequence[Request]) -> None:
@@ -237,7 +243,7 @@ class CopiedPages(Pages):
             pieces = [(ref, 0, PAGE_SIZE) for ref in request.tables]
             try:
                 refused = any(self._gnttab.copy_run(self._domid, pieces, table, to_grants=False))
-            except GrantError as error:
+            except _NOT_HAD as error:
                 request.refuse(str(error))
                 continue
             if refused:
@@ -284,7 +290,7 @@ class CopiedPages(Pages):
         memory = self._buffer[start : self._at[requests[-1]] + requests[-1].length]
         try:
             statuses = self._gnttab.copy_run(self._domid, pieces, memory, to_grants=to_grants)
-        except GrantError as error:
+        except _NOT_HAD as error:
             for request in requests:
                 request.refuse(str(error))
             return
