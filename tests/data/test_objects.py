@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import pickle
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,7 +98,11 @@ def raw(ends: tuple[Vchan, Vchan], pickled: bytes, buffers: tuple[bytes, ...] = 
         sending.join(SOON)
 
 
-MAKE = b"cxengrant.data.objects\nARRAY\n"
+def named(module: str, name: str) -> bytes:
+    return b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)) + b"\x93"
+
+
+MAKE = named("xengrant.data.objects", "ARRAY")
 
 
 @pytest.mark.parametrize(
@@ -103,19 +110,107 @@ MAKE = b"cxengrant.data.objects\nARRAY\n"
     [
         pickle.dumps(Evil()),
         pickle.dumps(numpy.ones(3)),  # NumPy's own functions believe what they are told
-        b"cbuiltins\ngetattr\n.",
-        b"cxengrant.data.objects\npickle.loads\n.",
+        named("builtins", "getattr") + b".",
+        named("xengrant.data.objects", "pickle.loads") + b".",
         b"\x80\x05r\xff\xff\xff\x7f.",  # a memo of 2**31 places
         b"\x80\x05]r\xff\xff\xff\x7f.",
         b"not a pickle",
         b"",
-        MAKE + b"(X\x03\x00\x00\x00abcX\x03\x00\x00\x00<f8(I5\ntX\x01\x00\x00\x00Ct R.",
-        MAKE + b"}X\x01\x00\x00\x00aI1\nsb.",  # sets an attribute
+        MAKE + b"(C\x03abc\x8c\x03<f8K\x05\x85\x8c\x01CtR.",
+        MAKE + b"}\x8c\x01aK\x01sb.",  # sets an attribute
     ],
 )
 def test_lying_pickle(ends: tuple[Vchan, Vchan], lie: bytes) -> None:
     with pytest.raises(xengrant.ProtocolError):
         raw(ends, lie)
+
+
+def long(size: int) -> bytes:
+    return b"\x8b" + struct.pack("<i", size) + b"\x7f" * size
+
+
+def calls(make: bytes, arguments: bytes, depth: int) -> bytes:
+    """One call's result as the first argument of the next."""
+    return b"\x80\x05" + make + b"\x940" + b"h\0(" * depth + b"N" + (arguments + b"tR") * depth + b"."
+
+
+WIDE_LIST = b"]\x940" + b"".join(b"](h%ch%ce\x940" % (i, i) for i in range(60))
+ONE = MAKE + b"(\x96" + struct.pack("<Q", 1) + b"a\x8c\x03|u1K\x01\x85\x8c\x01CtR"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(b"\x80\x05})" + b"\x85" * 1_000_000 + b"Ns.", id="key of deep tuples"),
+        pytest.param(b"\x80\x05})" + b"2\x86" * 60 + b"Ns.", id="key of shared tuples, by DUP"),
+        pytest.param(b"\x80\x05})" + b"\x94h%c\x86" * 60 % tuple(range(60)) + b"Ns.", id="key of shared tuples"),
+        pytest.param(b"\x80\x05\x8f()" + b"\x94h%c\x86" * 60 % tuple(range(60)) + b"\x90.", id="set of them"),
+        pytest.param(b"\x80\x05()" + b"\x94h%c\x86" * 60 % tuple(range(60)) + b"\x91.", id="frozenset of them"),
+        pytest.param(b"\x80\x05" + long(1 << 20) + b"\x940}(" + b"h\0N" * 1_000_000 + b"u.", id="one long key"),
+        pytest.param(calls(named("builtins", "slice"), b"N", 300_000), id="deep slices"),
+        pytest.param(calls(MAKE, b"\x8c\x03|u1K\x08\x85\x8c\x01C", 300_000).replace(b"N", b"C\x08abcdefgh", 1)),
+        pytest.param(named("builtins", "range") + b"K\0" + long(2_000_000) + long(1_000_000) + b"\x87R."),
+        pytest.param(WIDE_LIST + MAKE + b"(C\x01a\x8c\x03|u1h\x3c\x8c\x01CtR.", id="shape of shared lists"),
+        pytest.param(WIDE_LIST + MAKE + b"(C\x01ah\x3cK\x01\x85\x8c\x01CtR.", id="dtype of shared lists"),
+        pytest.param(WIDE_LIST + ONE + b"K\0h\x3cs.", id="element of shared lists"),
+        pytest.param(ONE + b"Nb.", id="state of an array"),
+    ],
+)
+def test_program_that_would_not_end(program: bytes) -> None:
+    """In a process of its own: what is not refused crashes it, or holds its GIL for ever."""
+    code = "import sys; from xengrant.data.objects import _load; _load(bytearray(sys.stdin.buffer.read()), [], ())"
+    ran = subprocess.run([sys.executable, "-c", code], input=program, capture_output=True, timeout=SOON, check=False)
+    assert ran.stderr.splitlines()[-1].startswith(b"xengrant.errors.ProtocolError: the peer's "), ran.stderr[-300:]
+    assert b"cannot be made" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "program", [b"(.", b"0.", b"1.", b"(N\x86.", b"h\0.", b"]e.", b"(]s.", b"N)\x92.", b"](0a.", b"\x94."]
+)
+def test_program_that_cannot_be_followed(ends: tuple[Vchan, Vchan], program: bytes) -> None:
+    with pytest.raises(xengrant.ProtocolError):
+        raw(ends, b"\x80\x05" + program)
+
+
+def nested(depth: int, kind: Any) -> Any:
+    value: Any = kind()
+    for _ in range(depth):
+        value = {1: value} if kind is dict else kind([value])
+    return value
+
+
+SHARED_KEY = ("a key", tuple(range(50)))
+ORDINARY = [
+    nested(200, list),
+    nested(200, dict),
+    nested(90, tuple),
+    {nested(90, tuple): 1},
+    [{SHARED_KEY: number} for number in range(20_000)],
+    ((tuple(range(1000)),) * 1000,),
+    {(x, y): [x] for x in range(200) for y in range(200)},
+    {frozenset({(1, 2), "text"}): {2**500, b"b" * 5000, "t" * 70_000}},
+    [slice(1, None), range(5), range(2**100), 1j],
+    collections.OrderedDict([((1, 2), [3])]),
+    collections.deque([1, 2, 3]),
+    [Point(1, 2)] * 1000,
+    [numpy.ones((2,) * 5), numpy.float64(3)],
+]
+
+
+@pytest.mark.parametrize("value", ORDINARY, ids=lambda value: type(value).__name__)
+def test_ordinary_objects_pass(ends: tuple[Vchan, Vchan], value: Any) -> None:
+    names = {"collections.OrderedDict", "collections.deque", f"{Point.__module__}.Point"}
+    scalar = {"numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
+    found = carried(ends, value, allow=names | scalar)
+    assert type(found) is type(value)
+    assert pickle.dumps(found) == pickle.dumps(value)
+
+
+def test_objects_in_themselves(ends: tuple[Vchan, Vchan]) -> None:
+    inner: list[Any] = []
+    inner.append((1, 2, 3, 4, (inner,)))
+    found = carried(ends, {"self": inner[0]})["self"]
+    assert found[4][0][0] is found
 
 
 @pytest.mark.parametrize("head", [b"XGO4" + bytes(4), b"XGO5" + b"\xff" * 4, b"XGO5" + bytes(4) + b"\xff" * 8])

@@ -170,7 +170,8 @@ def check_dtype(text: object) -> numpy.dtype[Any]:
         if dtype.itemsize == 0:
             raise TypeError
     except (TypeError, ValueError):
-        raise ProtocolError(f"the peer's array has elements of {text!r:.100}, which no array has") from None
+        said = repr(text) if isinstance(text, str) else f"the type {type(text).__name__}"
+        raise ProtocolError(f"the peer's array has elements of {said:.100}, which no array has") from None
     return dtype
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import io
 import pickle
-import pickletools
 import struct
 import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from xengrant.data.arrays import check_dtype, check_fits, look_into
+from xengrant.data.pickles import check_pickle
 from xengrant.errors import PeerClosed, ProtocolError
 from xengrant.waiting import deadline_after, seconds_until
 
@@ -31,8 +31,8 @@ _MAGIC = b"XGO5"
 _HEAD = struct.Struct("<4sI")
 _SIZE = struct.Struct("<Q")
 _MOST_BUFFERS = 65536
-_PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
-"""Opcodes that protocol 5 has no use for, and that make CPython's unpickler allocate as much as they say."""
+_LONGEST = 2048
+"""Bits of a number in a range, whose length CPython divides for."""
 
 
 def send_object(vchan: Vchan, value: object, timeout: float | None = None) -> None:
@@ -105,6 +105,8 @@ class _Array:
     __slots__ = ()
 
     def __call__(self, memory: Buffer, dtype: str, shape: tuple[int, ...], order: str) -> Any:
+        if type(shape) is not tuple or not all(type(part) is int for part in shape) or type(order) is not str:
+            raise ProtocolError("the peer's array has a shape that is no tuple of numbers, or an order that is no text")
         kind = check_dtype(dtype)
         check_fits(kind, shape, order, memoryview(memory).nbytes)
         return look_into(memory, kind, shape, order)
@@ -115,10 +117,17 @@ class _Array:
 
 ARRAY = _Array()
 
+
+def _range(*bounds: int) -> range:
+    if any(type(bound) is not int or bound.bit_length() > _LONGEST for bound in bounds):
+        raise ProtocolError(f"the peer's range is of other things than numbers of at most {_LONGEST} bits")
+    return range(*bounds)
+
+
 _PLAIN = {
     (__name__, "ARRAY"): ARRAY,
     ("builtins", "complex"): complex,
-    ("builtins", "range"): range,
+    ("builtins", "range"): _range,
     ("builtins", "slice"): slice,
 }
 """What any pickle may name."""
@@ -140,9 +149,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _load(pickled: bytearray, buffers: list[bytearray], allow: Collection[str]) -> Any:
     try:
-        for opcode, _, _ in pickletools.genops(pickled):
-            if opcode.name in _PUTS:
-                raise ProtocolError(f"the peer's pickle has the opcode {opcode.name}, which protocol 5 has no use for")
+        check_pickle(pickled, _PLAIN)
         return _Unpickler(pickled, buffers, allow).load()
     except (ProtocolError, MemoryError):
         raise
