@@ -66,11 +66,48 @@ def stream_of(table: pyarrow.Table) -> bytearray:
     return bytearray(sink.getvalue())
 
 
-def try_to_map(granter: xengrant.Domain, mapper: xengrant.Domain, content: bytes, header: str | None = None) -> None:
+def compressed(**columns: pyarrow.Array) -> bytes:
+    table, sink = pyarrow.table(columns), pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema, options=pyarrow.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write(table)
+    return bytes(sink.getvalue())
+
+
+def added_to() -> bytes:
+    """A stream that adds to its dictionary between two batches."""
+    batches = [pyarrow.record_batch({"d": pyarrow.array(list(text)).dictionary_encode()}) for text in ("a", "ab")]
+    sink, options = pyarrow.BufferOutputStream(), pyarrow.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with pyarrow.ipc.new_stream(sink, batches[0].schema, options=options) as writer:
+        for batch in batches:
+            writer.write(batch)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (compressed(a=pyarrow.array([0] * 2000)), "compressed"),
+        (compressed(a=pyarrow.array(["text"] * 2000)), "compressed"),
+        (compressed(a=pyarrow.array(["text"] * 2000).dictionary_encode()), "compressed"),
+        (added_to(), "added to"),
+    ],
+    ids=["in place", "copied", "dictionary", "added to"],
+)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_body_that_becomes_more_is_refused(
+    granter: xengrant.Domain, mapper: xengrant.Domain, content: bytes, problem: str, trusted: bool
+) -> None:
+    with pytest.raises(xengrant.ProtocolError, match=problem):
+        try_to_map(granter, mapper, content, trusted=trusted)
+
+
+def try_to_map(
+    granter: xengrant.Domain, mapper: xengrant.Domain, content: bytes, header: str | None = None, **options: Any
+) -> None:
     with granter.gntshr() as gntshr, gntshr.share_pages(2, count=2, writable=False) as share:
         share.mapping[: len(content)] = content
         said = json.dumps({"kind": "table", "bytes": len(content)}) if header is None else header
-        with granter.advertise(share, "data/table", said), mapped(mapper) as there:
+        with granter.advertise(share, "data/table", said), mapped(mapper, **options) as there:
             there.table.to_pydict()
 
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MappedTable", "SharedTable", "map_table", "share_table"]
 
+_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+_VERSION_5 = 4
+"""As Arrow's Message.fbs numbers them."""
+
 _CONTINUES = b"\xff\xff\xff\xff"
 """Begins each message: then the size of its metadata (i32, little-endian), these, and the body. Arrow, Columnar.rst."""
 
@@ -138,9 +142,7 @@ def _table_of(memory: memoryview) -> pyarrow.Table:
 
 
 def _copy_table(memory: memoryview) -> pyarrow.Table:
-    import pyarrow
-
-    table = pyarrow.ipc.open_stream(bytes(memory)).read_all()
+    table = _reader(memoryview(bytes(memory))).read_all()
     table.validate(full=True)
     return table
 
@@ -173,7 +175,7 @@ class _Messages:
     def read(self, size: int) -> memoryview | bytes:
         part = self._memory[self._at : self._at + size]
         self._at += len(part)
-        if self._reads == 3 and size != len(_CONTINUES):  # which no body is long, being padded to 8 bytes
+        if self._reads == 3 and size != len(_CONTINUES):  # which no body is long: _check_message
             self._reads = 0
             return part
         if self._reads == 3:
@@ -181,6 +183,8 @@ class _Messages:
         copy = bytes(part)
         if self._reads == 0 and copy != _CONTINUES:
             raise OSError("no message begins where one should")
+        if self._reads == 2:
+            _check_message(copy)
         self._reads += 1
         return copy
 
@@ -193,3 +197,62 @@ class _Messages:
     def close(self) -> None:
         self.closed = True
         self._memory = memoryview(b"")
+
+
+def _check_message(metadata: bytes) -> None:
+    """`OSError` where the body of a message is not to be taken as it lies there: Arrow would allocate what it says.
+
+    A compressed body says how long it becomes, buffers that overlap become more where they are copied, and a
+    dictionary that is added to is copied each time. `share_table` writes none of these. Fields as in Message.fbs and
+    Schema.fbs; before version 5, a compression stood among the message's own pairs of key and value.
+    """
+    message = _behind(metadata, 0)
+    kind, header = _value(metadata, _field(metadata, message, 1), 1), _field(metadata, message, 2)
+    length = _value(metadata, _field(metadata, message, 3), 8)
+    if length < 0 or length % 8:
+        raise OSError(f"a body is {length} bytes long")
+    if not header or kind not in (_DICTIONARY_BATCH, _RECORD_BATCH):
+        return
+    batch = _behind(metadata, header)
+    if kind == _DICTIONARY_BATCH:
+        if _value(metadata, _field(metadata, batch, 2), 1):
+            raise OSError("a dictionary is added to")
+        batch = _behind(metadata, _field(metadata, batch, 1))
+    if _value(metadata, _field(metadata, message, 0), 2) < _VERSION_5 and _field(metadata, message, 4):
+        raise OSError("a batch of an old version may be compressed")
+    if _field(metadata, batch, 3):
+        raise OSError("a batch is compressed")
+    if _field(metadata, batch, 2):
+        buffers = _behind(metadata, _field(metadata, batch, 2))
+        end = buffers + 4 + 16 * _number(metadata, buffers, 4)
+        if not buffers < end <= len(metadata):
+            raise OSError("the metadata of a message are cut short")
+        lengths = memoryview(metadata)[buffers + 4 : end].cast("q").tolist()[1::2]
+        if min(lengths, default=0) < 0 or sum(lengths) > length:
+            raise OSError(f"the buffers of a batch take more than its {length} bytes")
+
+
+def _behind(metadata: bytes, at: int) -> int:
+    """Where the offset at this place leads."""
+    return at + _number(metadata, at, 4)
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """Where a field of a table lies, 0 where it has its default. FlatBuffers' internals: a table begins with the way
+    back to a list of 16-bit offsets, which begins with its own size and the table's."""
+    offsets = table - _number(metadata, table, 4)
+    entry = 4 + 2 * number
+    if entry + 2 > _number(metadata, offsets, 2) & 0xFFFF:
+        return 0
+    offset = _number(metadata, offsets + entry, 2) & 0xFFFF
+    return table + offset if offset else 0
+
+
+def _value(metadata: bytes, field: int, size: int) -> int:
+    return _number(metadata, field, size) if field else 0
+
+
+def _number(metadata: bytes, at: int, size: int) -> int:
+    if at < 0 or at + size > len(metadata):
+        raise OSError("the metadata of a message are cut short")
+    return int.from_bytes(metadata[at : at + size], "little", signed=True)
