@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from xengrant.arguments import MAX_U32
@@ -29,6 +30,9 @@ __all__ = [
     "withdraw",
     "withdraw_async",
 ]
+
+# No transaction, or not this one: too many are open, memory is short, or others came between each time.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN}
 
 
 class Keys(NamedTuple):
@@ -73,17 +77,25 @@ async def publish_async(store: AsyncXenStore, path: str, server: int, client: in
 
 def hide(store: XenStore, path: str, keys: Keys) -> None:
     """Remove what a client cannot do without, if it still stands there; `withdraw` removes the rest."""
-    if _read(store, f"{path}/event-channel") == b"%d" % keys.event_channel:
-        store.rm(f"{path}/event-channel")
+
+    def change(nodes: XenStore | Transaction) -> None:
+        if _read(nodes, f"{path}/event-channel") == b"%d" % keys.event_channel:
+            nodes.rm(f"{path}/event-channel")
+
+    _change_at_once(store, change)
 
 
 def withdraw(store: XenStore, path: str, keys: Keys) -> None:
     """Remove the path, if these keys still stand there, hidden or not."""
-    try:
-        event_channel = _read(store, f"{path}/event-channel")
-        hidden = event_channel is None and store.read(f"{path}/ring-ref") == b"%d" % keys.ring_ref
+
+    def change(nodes: XenStore | Transaction) -> None:
+        event_channel = _read(nodes, f"{path}/event-channel")
+        hidden = event_channel is None and _read(nodes, f"{path}/ring-ref") == b"%d" % keys.ring_ref
         if hidden or event_channel == b"%d" % keys.event_channel:
-            store.rm(path)
+            nodes.rm(path)
+
+    try:
+        _change_at_once(store, change)
     except InterfaceUnavailable:
         pass  # an embedded machine's end took them along
     except XenStoreError as error:
@@ -93,9 +105,19 @@ def withdraw(store: XenStore, path: str, keys: Keys) -> None:
 
 async def withdraw_async(store: AsyncXenStore, path: str, keys: Keys) -> None:
     """As `withdraw`."""
+
+    async def change(nodes: AsyncXenStore | AsyncTransaction) -> None:
+        event_channel = await _read_async(nodes, f"{path}/event-channel")
+        hidden = event_channel is None and await _read_async(nodes, f"{path}/ring-ref") == b"%d" % keys.ring_ref
+        if hidden or event_channel == b"%d" % keys.event_channel:
+            await nodes.rm(path)
+
     try:
-        if await store.read(f"{path}/event-channel") == b"%d" % keys.event_channel:
-            await store.rm(path)
+        try:
+            await store.run_transaction(change)
+        except XenStoreError as error:
+            _check_refused(error)
+            await change(store)
     except InterfaceUnavailable:
         pass
     except XenStoreError as error:
@@ -127,12 +149,34 @@ async def published_async(store: AsyncXenStore, path: str) -> Keys | None:
         return None
 
 
-def _read(store: XenStore, path: str) -> bytes | None:
+def _change_at_once(store: XenStore, change: Callable[[XenStore | Transaction], None]) -> None:
+    """In a transaction, so that another server's keys do not come between; where none is to be had, without."""
     try:
-        return store.read(path)
+        store.run_transaction(change)
     except XenStoreError as error:
-        if error.errno != errno.ENOENT:
-            raise
+        _check_refused(error)
+        change(store)  # keys that stay are worse
+
+
+def _check_refused(error: XenStoreError) -> None:
+    if error.errno not in _REFUSED:
+        raise error
+
+
+def _read(nodes: XenStore | Transaction, path: str) -> bytes | None:
+    """None where there is none; nor is what we may not read ours."""
+    try:
+        return nodes.read(path)
+    except XenStoreError as error:
+        _check_not_there(error)
+        return None
+
+
+async def _read_async(nodes: AsyncXenStore | AsyncTransaction, path: str) -> bytes | None:
+    try:
+        return await nodes.read(path)
+    except XenStoreError as error:
+        _check_not_there(error)
         return None
 
 
