@@ -9,6 +9,7 @@ import pytest
 import xengrant
 from xengrant import vchan
 from xengrant.vchan import keys
+from xengrant.xenstore import XenStore
 
 PATH = "data/vchan/2/x"
 WAIT = 10.0
@@ -102,3 +103,23 @@ def test_a_page_that_got_the_ref_of_one_given_back_is_anothers(granter: xengrant
         keys.publish(store, PATH, 1, 2, keys.Keys(ring_ref=8, event_channel=5))
         keys.withdraw(store, PATH, keys.Keys(ring_ref=8, event_channel=4))
         assert keys.published(store, PATH) == keys.Keys(8, 5)
+
+
+def test_a_server_interrupted_when_its_keys_stand_takes_them_back(
+    granter: xengrant.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(store: XenStore, path: str, server: int, client: int, published: keys.Keys) -> None:
+        publish(store, path, server, client, published)
+        raise KeyboardInterrupt
+
+    publish = keys.publish
+    monkeypatch.setattr(keys, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vchan.serve(2, PATH, domain=granter)
+    with granter.xenstore() as store:
+        assert not store.exists(PATH)
+
+
+def test_a_server_that_may_not_put_its_keys_there_says_so(granter: xengrant.Domain) -> None:
+    with pytest.raises(xengrant.XenStoreError, match="may not write /local/domain/2/data/x/ring-ref"):
+        vchan.serve(2, "/local/domain/2/data/x", domain=granter)

@@ -67,9 +67,9 @@ def serve(
             undo.callback(channel.close)
             _poll(domain, channel, poll, held)
             assert channel.keys is not None
-            meeting.publish(store, where, domain.domid, domid, channel.keys)
             # First the keys, then the page: a client that maps it and then sees the keys has the right one.
             channel.before_release(partial(_withdraw, store, where, channel.keys))
+            meeting.publish(store, where, domain.domid, domid, channel.keys)  # only the answer may be missing
             undo.pop_all()
         return Vchan(channel, channels, port, held.pop_all(), path=where, peer=peer, store=store)
 
