@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -156,14 +156,15 @@ def test_serving_ends_with_the_server(granter: xengrant.Domain) -> None:
     run(main())
 
 
-def test_serving_ends_with_the_domain_that_it_is_for(machine: Machine) -> None:
+@pytest.mark.parametrize("max_clients", [1, 8])
+def test_serving_ends_with_the_domain_that_it_is_for(max_clients: int, machine: Machine) -> None:
     """Where that can be known, as in dom0; a client that is there hears of it too."""
 
     async def main() -> None:
         told: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
         with xengrant.connect(machine.url(0)) as dom0, xengrant.connect(machine.url(2)) as guest:
-            server = await vchan.create_server(Recorder, 2, "many", domain=dom0)
+            server = await vchan.create_server(Recorder, 2, "many", max_clients=max_clients, domain=dom0)
             serving = asyncio.create_task(server.serve_forever())
             with vchan.connect(0, "many", domain=guest, timeout=LONG):
                 machine.destroy(2)
@@ -175,6 +176,50 @@ def test_serving_ends_with_the_domain_that_it_is_for(machine: Machine) -> None:
             assert not told
             with dom0.xenstore() as store:
                 assert not store.exists("data/vchan/2/many")
+
+    run(main())
+
+
+def test_serving_ends_with_the_domain_though_its_only_client_is_not_read_from(machine: Machine) -> None:
+    class Paused(Recorder):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self.transport.pause_reading()
+
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        with xengrant.connect(machine.url(0)) as dom0, xengrant.connect(machine.url(2)) as guest:
+            server = await vchan.create_server(Paused, 2, "many", max_clients=1, domain=dom0)
+            with vchan.connect(0, "many", domain=guest, timeout=LONG), dom0.xenstore() as store:
+                while store.exists("/local/domain/0/data/vchan/2/many"):
+                    await asyncio.sleep(0)
+                machine.destroy(2)
+                async with asyncio.timeout(LONG / 2):
+                    with pytest.raises(xengrant.PeerClosed, match="domain 2 is gone"):
+                        await server.serve_forever()
+            server.abort_clients()
+            await server.wait_closed()
+            assert not told
+
+    run(main())
+
+
+def test_a_server_that_waited_for_room_leaves_its_peer_be(machine: Machine) -> None:
+    async def main() -> None:
+        with xengrant.connect(machine.url(0)) as dom0, xengrant.connect(machine.url(2)) as guest:
+            peer = dom0.aio.peer(2)
+            server = await vchan.create_server(Recorder, 2, "many", max_clients=1, peer=peer, domain=dom0)
+            for _ in range(3):
+                with vchan.connect(0, "many", domain=guest, timeout=LONG):
+                    while server._keys:
+                        await asyncio.sleep(0)
+                while not server._keys:
+                    await asyncio.sleep(0)
+            server.close()
+            await server.wait_closed()
+            assert peer._listeners == []
+            peer.close()
 
     run(main())
 
@@ -199,6 +244,26 @@ def test_pages_that_are_used_up_are_told_and_the_next_client_waits_for_some(
                 second.transport.close()
                 assert await third == b"third"
             assert {type(context["exception"]) for context in told} == {xengrant.GrantTableFull}
+
+    run(main())
+
+
+def test_pages_that_are_used_up_when_there_is_room_again_are_told(
+    machine: Machine, granter: xengrant.Domain, mapper: xengrant.Domain
+) -> None:
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        async with await vchan.start_server(echo, 2, "many", max_clients=1, domain=granter) as server:
+            async with connected(mapper):
+                while server._keys:
+                    await asyncio.sleep(0)
+                machine.configure(1, gntalloc_limit=10)
+            while not told:
+                await asyncio.sleep(0)
+            machine.configure(1, gntalloc_limit=1024)
+            assert await echoed(mapper, b"second", "many") == b"second"
+        assert [type(context["exception"]) for context in told] == [xengrant.GrantTableFull]
 
     run(main())
 
@@ -230,6 +295,68 @@ def test_what_cannot_be_offered_at_first_is_raised(
             await vchan.start_server(echo, 2, "/local/domain/2/data/x", read_size=1024, write_size=1024, domain=granter)
         with pytest.raises(ValueError, match="read_size"):
             await vchan.start_server(echo, 2, "many", read_size=1 << 21, domain=granter)
+        with pytest.raises(ValueError, match="max_clients 0 is outside"):
+            await vchan.start_server(echo, 2, "many", max_clients=0, domain=granter)
+
+    run(main())
+
+
+def test_one_client_more_than_may_be_waits_and_other_servers_go_on(
+    machine: Machine, granter: xengrant.Domain, mapper: xengrant.Domain
+) -> None:
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        machine.configure(1, gntalloc_limit=140)  # four times two rings of 64 KiB and the page
+        with granter.xenstore() as store:
+            async with (
+                await vchan.start_server(echo, 2, "many", max_clients=2, domain=granter) as server,
+                await vchan.start_server(echo, 2, "other", domain=granter),
+            ):
+                for _ in range(2):
+                    async with connected(mapper), connected(mapper) as second:
+                        while store.exists(PATH):
+                            await asyncio.sleep(0)
+                        assert server.is_serving()
+                        with pytest.raises(TimeoutError, match="offers this domain nothing there"):
+                            await vchan.open_connection(1, "many", domain=mapper, timeout=0.01)
+                        assert [await echoed(mapper, b"other", "other") for _ in range(2)] == [b"other"] * 2
+                        third = asyncio.create_task(echoed(mapper, b"third", "many"))
+                        second.transport.close()
+                        assert await third == b"third"
+        assert not told
+
+    run(main())
+
+
+def test_eight_clients_may_be_connected_where_no_other_number_is_given(
+    granter: xengrant.Domain, mapper: xengrant.Domain
+) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as clients:
+            with granter.xenstore() as store:
+                await clients.enter_async_context(await vchan.create_server(Recorder, 2, "many", domain=granter))
+                for _ in range(8):
+                    await clients.enter_async_context(connected(mapper))
+                while store.exists(PATH):
+                    await asyncio.sleep(0)
+
+    run(main())
+
+
+def test_a_server_with_all_its_clients_is_closed(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    async def main() -> None:
+        server = await vchan.create_server(Recorder, 2, "many", max_clients=1, domain=granter)
+        with granter.xenstore() as store:
+            async with connected(mapper):
+                while store.exists(PATH):
+                    await asyncio.sleep(0)
+                server.close()
+                assert server._task is not None
+                await asyncio.wait({server._task}, timeout=LONG / 2)
+                assert server._task.done(), "the server goes on"
+            await server.wait_closed()
+            assert not store.exists(PATH)
 
     run(main())
 

@@ -37,8 +37,8 @@ class VchanServer(asyncio.AbstractServer):
 
     Made by `start_server` and `create_server`, and serving from then on. A new vchan that cannot be offered, since
     pages, ports or xenstore's quota are used up, is reported to the loop's exception handler and tried again: when a
-    client leaves, or later. The death of the domain, `PeerClosed`, and whatever else goes wrong there end the server:
-    `serve_forever` raises it.
+    client leaves, or later. While there are as many clients as may be, none is offered. The death of the domain,
+    `PeerClosed`, and whatever else goes wrong there end the server: `serve_forever` raises it.
 
     Threads: those of its event loop only.
     """
@@ -53,6 +53,7 @@ class VchanServer(asyncio.AbstractServer):
         own_domid: int,
         path: str,
         sizes: tuple[int, int],
+        max_clients: int,
         peer: AsyncPeer | None,
         held: ExitStack,
     ) -> None:
@@ -64,6 +65,7 @@ class VchanServer(asyncio.AbstractServer):
         self._protocol_factory = protocol_factory
         self._own_domid = own_domid
         self._sizes = sizes
+        self._max_clients = max_clients
         self._peer = peer
         self._held = held
         self._transports: set[VchanTransport] = set()
@@ -81,7 +83,7 @@ class VchanServer(asyncio.AbstractServer):
         return self._loop
 
     def is_serving(self) -> bool:
-        """Whether clients can come."""
+        """Whether clients can come, now or when others have left."""
         return not self._closing and self._task is not None and not self._task.done()
 
     async def start_serving(self) -> None:
@@ -156,8 +158,7 @@ class VchanServer(asyncio.AbstractServer):
                 offered = await self._offer_again()
         finally:
             try:
-                if self._keys is not None:  # before the page goes, as `joining` expects
-                    await self._withdraw(self._keys)
+                await self._take_back()  # before the page goes, as `joining` expects
             finally:
                 if offered is not None:
                     offered.close()
@@ -183,7 +184,8 @@ class VchanServer(asyncio.AbstractServer):
         return offered
 
     async def _offer_again(self) -> _Offer:
-        delay = _FIRST_DELAY
+        await self._leave_room()
+        delay, told = _FIRST_DELAY, False
         while True:
             self._client_left.clear()
             try:
@@ -191,14 +193,37 @@ class VchanServer(asyncio.AbstractServer):
             except (GrantError, OSError) as error:
                 if not isinstance(error, GrantTableFull) and getattr(error, "errno", None) not in _PASSING:
                     raise
-                if self._keys is not None:  # clients wait for the next, and do not try this one again and again
+                if not told:
+                    told = True
                     self._report(f"{self!r} has no vchan to offer for now", error)
-                    await self._withdraw(self._keys)
-                    self._keys = None
+                    await self._take_back()  # clients wait for the next, and do not try this one again and again
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):  # asyncio.wait_for of Python 3.11 may lose a cancellation
                     await self._client_left.wait()
             delay = min(2 * delay, _LAST_DELAY)
+
+    async def _leave_room(self) -> None:
+        """Wait until there are fewer clients than may be, with no keys at the path meanwhile."""
+        peer, changed = self._peer, self._client_left
+        if peer is not None:
+            peer.on_gone(changed.set)
+        try:
+            while True:
+                changed.clear()
+                if peer is not None:
+                    peer.check()
+                if len(self._transports) < self._max_clients:
+                    return
+                await self._take_back()
+                await changed.wait()
+        finally:
+            if peer is not None:
+                peer.discard_on_gone(changed.set)
+
+    async def _take_back(self) -> None:
+        if self._keys is not None:
+            await self._withdraw(self._keys)
+            self._keys = None
 
     async def _withdraw(self, keys: Keys) -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
 
-from xengrant.arguments import checked_domid
+from xengrant.arguments import MAX_U32, checked_domid, checked_number
 from xengrant.domain import Domain
 from xengrant.domain import connect as connect_domain
 from xengrant.vchan import keys as meeting
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["create_connection", "create_server", "open_connection", "start_server"]
 
 _LIMIT = 65536  # asyncio.streams' own
+_MAX_CLIENTS = 8  # 264 pages with rings of the default size, of the domain's 1024
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 _ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
@@ -99,6 +100,7 @@ async def start_server(
     *,
     read_size: int = DEFAULT_SIZE,
     write_size: int = DEFAULT_SIZE,
+    max_clients: int = _MAX_CLIENTS,
     limit: int = _LIMIT,
     peer: AsyncPeer | None = None,
     domain: Domain | None = None,
@@ -115,7 +117,14 @@ async def start_server(
         return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
 
     return await create_server(
-        factory, domid, path, read_size=read_size, write_size=write_size, peer=peer, domain=domain
+        factory,
+        domid,
+        path,
+        read_size=read_size,
+        write_size=write_size,
+        max_clients=max_clients,
+        peer=peer,
+        domain=domain,
     )
 
 
@@ -126,16 +135,19 @@ async def create_server(
     *,
     read_size: int = DEFAULT_SIZE,
     write_size: int = DEFAULT_SIZE,
+    max_clients: int = _MAX_CLIENTS,
     peer: AsyncPeer | None = None,
     domain: Domain | None = None,
 ) -> VchanServer:
     """Serve clients of domain `domid` at `path`, many at once, each with a protocol of its own and a vchan whose rings
     have at least so many bytes, 1 MiB at most.
 
-    Clients can come when this returns. `path` and `domain` are as in `serve`, `peer` as in `create_connection`. Raises
-    as `serve`.
+    Clients can come when this returns. While `max_clients` are connected nothing is offered, and the next one waits
+    until one has left: else one domain could take the pages of all. `path` and `domain` are as in `serve`, `peer` as in
+    `create_connection`. Raises as `serve`.
     """
     checked_domid(domid)
+    checked_number("max_clients", max_clients, 1, MAX_U32)
     choose_orders(read_size, write_size)
     with ExitStack() as held:
         domain = domain or held.enter_context(connect_domain())
@@ -154,6 +166,7 @@ async def create_server(
             own_domid=own_domid,
             path=where,
             sizes=(read_size, write_size),
+            max_clients=max_clients,
             peer=peer,
             held=held.pop_all(),
         )
