@@ -113,6 +113,22 @@ def test_a_killed_server_is_succeeded(user: Users, image: Path) -> None:
     assert server.ended().returncode == 0
 
 
+def test_a_disk_has_one_server_at_a_time(machine: Machine, user: Users, image: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(SIZE))
+    server = serve(user(0), image)
+    again = ("block", "serve", str(other), "--to", "1")
+    assert one_line(user(0).run(*again), 2) == "xvdb of domain 1 is served by another xengrant block serve already"
+    slashed = machine.url(0).replace("?", "/?")
+    assert "already" in one_line(user(0).run(*again, "--url", slashed), 2)
+    assert user(1).run("block", "attach", "0", "read").stdout == image.read_bytes()
+    neighbour = user(0).start(*again, "--vdev", "xvdc", "--interval", "0.05")
+    assert json.loads(neighbour.line())["event"] == "serving"
+    server.signal(signal.SIGINT)
+    assert server.ended().returncode == 0
+    serve(user(0), other)
+
+
 def test_a_read_only_disk_refuses(user: Users, image: Path) -> None:
     serve(user(0), image, "--read-only")
     assert "read-only" in one_line(user(1).run("block", "attach", "0", "write", stdin=bytes(512)), 1)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
+import hashlib
+import os
+import socket
 import time
+from collections.abc import Iterator
 
 import xengrant
 from xengrant import pv
@@ -13,6 +18,7 @@ from xengrant.cli import arguments, output
 from xengrant.cli.block import vdev
 from xengrant.cli.block.live import Live, Look
 from xengrant.cli.hold import Hold
+from xengrant.devices.socket import SocketSystem
 from xengrant.polling import MOST_SECONDS, check_seconds
 from xengrant.pv import block
 
@@ -83,24 +89,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with xengrant.connect(args.url) as domain, Hold() as hold:
         domid = arguments.resolve_peer(domain, args.to)
-        with block.File(args.image, writable=not args.read_only) as image:
-            return asyncio.run(_Server(args, domain, domid, image, hold).run())
+        slot = pv.Slot("vbd", args.vdev, domid, domain.domid, _directory(args, domain), args.within)
+        with _only_server(domain, slot), block.File(args.image, writable=not args.read_only) as image:
+            return asyncio.run(_Server(args, domain, slot, image, hold).run())
+
+
+@contextlib.contextmanager
+def _only_server(domain: xengrant.Domain, slot: pv.Slot) -> Iterator[None]:
+    """Two at the same nodes would answer the same requests, each from its own image: the second is refused.
+
+    A name that no file has ends with the process that holds it, however that ends.
+    """
+    system = domain.system
+    machine = os.path.realpath(system.directory) if isinstance(system, SocketSystem) else system.url
+    name = hashlib.sha256(f"{machine} {slot.back_path}".encode("utf-8", "surrogateescape")).hexdigest()
+    with socket.socket(socket.AF_UNIX) as held:
+        try:
+            held.bind(f"\0xengrant block serve {name}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            which = f"{vdev.name(int(slot.handle))} of domain {slot.front}"
+            raise OSError(errno.EADDRINUSE, f"{which} is served by another xengrant block serve already") from None
+        yield
 
 
 class _Server:
     """The disk, the bus, and the nodes if they are its own to make."""
 
     def __init__(
-        self, args: argparse.Namespace, domain: xengrant.Domain, domid: int, image: block.File, hold: Hold
+        self, args: argparse.Namespace, domain: xengrant.Domain, slot: pv.Slot, image: block.File, hold: Hold
     ) -> None:
         self._args = args
         self._domain = domain
         self._image = image
         self._hold = hold
-        self._slot = pv.Slot("vbd", args.vdev, domid, domain.domid, _directory(args, domain), args.within)
+        self._slot = slot
         self._backends: list[block.BlockBackend] = []
         self._bus: pv.BackendBus | None = None
-        self._key = (domid, str(args.vdev))
+        self._key = (slot.front, str(args.vdev))
         self._offer = block.Offer(
             writable=not args.read_only,
             sector_size=args.sector_size,
