@@ -425,5 +425,5 @@ def test_only_serving_needs_prometheus_client(user: Users, tmp_path: Path) -> No
     (tmp_path / "prometheus_client/__init__.py").write_text("raise ModuleNotFoundError('no', name='prometheus_client')")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     text = one_line(user(0).run("metrics", "--listen", "0", PYTHONPATH=path), 1)
-    assert text == "--listen needs prometheus-client: pip install xengrant[metrics]"
+    assert text == "--listen needs prometheus-client: pip install prometheus-client"
     assert user(0).run("metrics", PYTHONPATH=path).returncode == 0

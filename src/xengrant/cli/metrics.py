@@ -70,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=arguments.port,
         const=_PORT,
         help=f"serve http://127.0.0.1:PORT/metrics (default {_PORT}; 0: any) until interrupted, each time with the "
-        "figures of that moment; needs prometheus-client: pip install xengrant[metrics]",
+        "figures of that moment; needs prometheus-client: pip install prometheus-client",
     )
     parser.add_argument(
         "--interval",
@@ -214,7 +214,7 @@ def _serve(domain: xengrant.Domain, port: int, *, json: bool) -> int:
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] != "prometheus_client":
             raise
-        raise ValueError("--listen needs prometheus-client: pip install xengrant[metrics]") from None
+        raise ValueError("--listen needs prometheus-client: pip install prometheus-client") from None
     with Hold() as hold:
         look(domain)  # what is wrong here is said now, not at the first scrape
         with serving(lambda: look(domain), port) as url:

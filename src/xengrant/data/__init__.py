@@ -1,7 +1,7 @@
 """Data between domains, not bytes: NumPy arrays and Arrow tables in shared pages, Python objects over a vchan.
 
-Arrays need numpy and tables pyarrow (`pip install 'xengrant[numpy]'`, `'xengrant[arrow]'`), which are imported by the
-first call that needs them. What the peer says of its pages is checked before it is used.
+Arrays need numpy and tables pyarrow (`pip install numpy pyarrow`), which are imported by the first call that needs
+them. What the peer says of its pages is checked before it is used.
 """
 
 from xengrant.data.arrays import MappedArray, SharedArray, map_array, new_array, share_array
