@@ -235,8 +235,16 @@ def read(path: str, transaction_id: int) -> Steps[bytes]:
 
 
 def write(path: str, value: bytes | bytearray | memoryview | str, transaction_id: int) -> Steps[None]:
-    data = value.encode("utf-8") if isinstance(value, str) else bytes(value)
-    yield Request(Operation.WRITE, path, xs_wire.pack_strings(_checked(path)) + data, transaction_id)
+    yield Request(Operation.WRITE, path, xs_wire.pack_strings(_checked(path)) + _value(value), transaction_id)
+
+
+def _value(value: bytes | bytearray | memoryview | str) -> bytes:
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    try:
+        return memoryview(value).tobytes()  # bytes() would make so many zeros of a number
+    except TypeError:
+        raise TypeError(f"a value is bytes or str, not {value!r}") from None
 
 
 def mkdir(path: str, transaction_id: int) -> Steps[None]:

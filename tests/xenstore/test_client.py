@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,17 @@ def test_read_and_write(guest: XenStore) -> None:
     guest.mkdir("data/a")
     assert guest.exists("data/a")
     assert guest.directory("data/a") == []
+
+
+@pytest.mark.parametrize("value", [5, True, [1, 2], None])
+def test_a_value_is_bytes_or_text(guest: XenStore, value: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"a value is bytes or str, not {value!r}")):
+        guest.write("data/a", value)
+    assert not guest.exists("data/a")
+    buffers: list[Any] = [bytearray(b"bytes"), memoryview(b"bytes"), memoryview(b"b-y-t-e-s")[::2]]
+    for buffer in buffers:
+        guest.write("data/a", buffer)
+        assert guest.read("data/a") == b"bytes"
 
 
 def test_permissions(guest: XenStore, open_store: Open) -> None:
