@@ -56,6 +56,27 @@ def test_no_command_is_wrong_usage(nobody: User) -> None:
     assert nobody.run().returncode == 64
 
 
+@pytest.mark.parametrize(
+    ("command", "prog", "error"),
+    [
+        (["ls", "--wach", "1"], "xengrant ls", "unrecognized arguments: --wach; did you mean --watch?"),
+        (["ls", "1", "--filds=ref"], "xengrant ls", "unrecognized arguments: --filds=ref; did you mean --fields?"),
+        (["demo", "foo"], "xengrant demo", "unrecognized arguments: foo"),
+        (["machine", "status", "--zzz"], "xengrant machine status", "unrecognized arguments: --zzz"),
+        (["block", "attach", "0", "read", "--countt", "1"], "xengrant block attach DOMAIN read",
+         "unrecognized arguments: --countt 1; did you mean --count?"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_of_a_command_shows_its_own_usage(
+    nobody: User, command: list[str], prog: str, error: str
+) -> None:
+    done = nobody.run(*command)
+    assert done.returncode == 64
+    said = done.stderr.decode()
+    assert said.startswith(f"usage: {prog} ")
+    assert said.endswith(f"\n{prog}: error: {error}\n")
+
+
 def test_without_xen_the_error_says_what_to_do(nobody: User) -> None:
     text = one_line(nobody.run("share", "--to", "2"), 1)
     assert "does not run on Xen" in text

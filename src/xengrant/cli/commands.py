@@ -93,7 +93,19 @@ class _Subparser(_Parser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # as argparse has it
         self.load()
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # else the tool's own parser refuses them, and shows a usage that is not theirs
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")
+        return parsed, unknown
+
+    def _meant(self, unknown: Sequence[str]) -> str:
+        from difflib import get_close_matches
+
+        for text in unknown:
+            close = get_close_matches(text.partition("=")[0], self._option_string_actions, 1)
+            if text.startswith("--") and close:
+                return f"; did you mean {close[0]}?"
+        return ""
 
     def load(self) -> None:
         """Import the subcommand and let it add its arguments."""
