@@ -52,6 +52,9 @@ def test_a_disk_is_read_and_written(user: Users, image: Path) -> None:
     facts = json.loads(info.stdout)
     assert (facts["size"], facts["writable"], facts["can_discard"]) == (SIZE, True, True)
     assert user(1).run("block", "attach", "0", "read").stdout == image.read_bytes()
+    behind = user(1).run("block", "attach", "0", "info", "--json", "--vdev", "xvdb", "--rings", "1", "--timeout", "9")
+    assert behind.stdout == info.stdout, behind
+    assert "has no disk xvdc" in one_line(user(1).run("block", "attach", "--vdev", "xvdc", "0", "info"), 2)
     piece = user(1).run("block", "attach", "0", "read", "--sector", "5", "--count", "3")
     assert piece.stdout == image.read_bytes()[5 * 512 : 8 * 512]
     written = user(1).run("block", "attach", "0", "write", "--sector", "2", stdin=b"x" * 1024)

@@ -35,20 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "The kernel must not use that disk. Sectors are of 512 bytes, whatever the disk's own are."
     )
     parser.add_argument("domain", metavar="DOMAIN", help="which domain serves it: its domid, mostly 0, or name")
-    parser.add_argument(
-        "--vdev", metavar="DISK", type=vdev.number, default=vdev.number("xvdb"), help="which disk (default xvdb)"
-    )
-    parser.add_argument("--rings", metavar="N", type=arguments.count, default=1, help="use N rings (default 1)")
-    parser.add_argument(
-        "--within", metavar="DIR", default="", help="between two guests without dom0's help: below DIR, such as data"
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="S",
-        type=arguments.seconds,
-        default=10.0,
-        help="wait at most S seconds for the other side (default 10)",
-    )
+    _add_disk(parser, vdev=vdev.number("xvdb"), rings=1, within="", timeout=10.0)
     parser.epilog = arguments.examples(
         """
         xengrant block attach 0 info
@@ -93,8 +80,32 @@ def _action(
         name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, conflict_handler="resolve"
     )
     arguments.add_common(parser)
+    _add_disk(parser, **dict.fromkeys(("vdev", "rings", "within", "timeout"), argparse.SUPPRESS))
     parser.set_defaults(action=run, work=work)
     return parser
+
+
+def _add_disk(parser: argparse.ArgumentParser, **default: Any) -> None:
+    """The options that stand before or after what to do alike."""
+    parser.add_argument(
+        "--vdev", metavar="DISK", type=vdev.number, default=default["vdev"], help="which disk (default xvdb)"
+    )
+    parser.add_argument(
+        "--rings", metavar="N", type=arguments.count, default=default["rings"], help="use N rings (default 1)"
+    )
+    parser.add_argument(
+        "--within",
+        metavar="DIR",
+        default=default["within"],
+        help="between two guests without dom0's help: below DIR, such as data",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="S",
+        type=arguments.seconds,
+        default=default["timeout"],
+        help="wait at most S seconds for the other side (default 10)",
+    )
 
 
 def _add_sector(parser: argparse.ArgumentParser) -> None:
