@@ -44,6 +44,7 @@ MISTAKES = [
     (["metrics", "--output", "FOLDER/no/file"], 1, "FOLDER/no/file: No such file or directory"),
     (["machine", "--dir", "TEXT"], 1, "TEXT"),
     (["machine", "status", "--dir", "FOLDER"], 1, "the embedded machine does not run"),
+    (["machine", "destroy", "77", "--dir", "MACHINE"], 1, "there is no domain 77; domains here: 0 Domain-0, "),
     (["machine", "destroy", "1", "--dir", "FOLDER/none"], 1, "no embedded machine here"),
     (["selftest", "--record", "TEXT"], 1, "TEXT has not what `xengrant selftest --json` prints"),
     (["selftest", "--record", "FOLDER/none"], 1, "FOLDER/none: No such file or directory"),
@@ -61,6 +62,7 @@ def test_a_mistake_is_one_line(
 
         def put(words: str) -> str:
             words = words.replace("FOLDER", str(tmp_path)).replace("TEXT", str(tmp_path / "file"))
+            words = words.replace("MACHINE", machine.directory)
             return words.replace("REF", str(share.refs[0]))
 
         assert put(text) in one_line(user(0).run(*map(put, arguments)), status)

@@ -27,6 +27,7 @@ __all__ = [
     "fields",
     "format_refs",
     "interval",
+    "no_domain",
     "number",
     "pages_text",
     "port",
@@ -238,9 +239,15 @@ def called(text: str, names: Mapping[int, str]) -> int:
             f"{len(found)} domains are called {text!r}, {', '.join(map(str, found))}: say which by its domid"
         )
     if not found:
-        there = ", ".join(f"{domid} {name}".rstrip() for domid, name in sorted(names.items()))
-        raise ValueError(f"there is no domain {text!r}; domains here: {there or 'none'}")
+        raise no_domain(text, names)
     return found[0]
+
+
+def no_domain(text: str, names: Mapping[int, str]) -> ValueError:
+    """The error for a domain that is not among `names`, which it tells."""
+    there = ", ".join(f"{domid} {name}".rstrip() for domid, name in sorted(names.items()))
+    which = text if _is_number(text) else repr(text)
+    return ValueError(f"there is no domain {which}; domains here: {there or 'none'}")
 
 
 def _is_number(text: str) -> bool:

@@ -171,6 +171,8 @@ def _status(args: argparse.Namespace) -> int:
 def _destroy(args: argparse.Namespace) -> int:
     names = {int(domid): domain["name"] for domid, domain in ask(args.dir, "status")["domains"].items()}
     domid = arguments.called(args.domain, names)
+    if domid not in names:
+        raise arguments.no_domain(args.domain, names)
     ask(args.dir, "destroy", domid=domid)
     if args.json:
         output.emit_json(event="destroyed", domid=domid)
