@@ -235,7 +235,7 @@ def read(path: str, transaction_id: int) -> Steps[bytes]:
 
 
 def write(path: str, value: bytes | bytearray | memoryview | str, transaction_id: int) -> Steps[None]:
-    yield Request(Operation.WRITE, path, xs_wire.pack_strings(_checked(path)) + _value(value), transaction_id)
+    yield Request(Operation.WRITE, path, xs_wire.pack_strings(checked_path(path)) + _value(value), transaction_id)
 
 
 def _value(value: bytes | bytearray | memoryview | str) -> bytes:
@@ -286,7 +286,7 @@ def _directory_in_parts(path: str, transaction_id: int) -> Steps[bytes]:
         names = bytearray()
         first_generation = None
         while len(names) < _MAX_DIRECTORY_BYTES:
-            strings = xs_wire.pack_strings(_checked(path), str(len(names)).encode("ascii"))
+            strings = xs_wire.pack_strings(checked_path(path), str(len(names)).encode("ascii"))
             payload = yield Request(Operation.DIRECTORY_PART, path, strings, transaction_id)
             generation, nul, part = payload.partition(b"\0")
             if not nul or not part.endswith(b"\0"):
@@ -320,7 +320,7 @@ def set_permissions(path: str, permissions: Sequence[Permission], transaction_id
     for entry in entries:
         if not 0 <= entry.domid <= 0xFFFF or entry.access not in ("n", "r", "w", "b"):
             raise ValueError(f"{entry!r} is no permission: a domid of 16 bits and one of n, r, w, b")
-    payload = xs_wire.pack_strings(_checked(path, special=True)) + xs_wire.pack_permissions(entries)
+    payload = xs_wire.pack_strings(checked_path(path, special=True)) + xs_wire.pack_permissions(entries)
     yield Request(Operation.SET_PERMS, path, payload, transaction_id)
 
 
@@ -350,7 +350,7 @@ def end_transaction(transaction_id: int, *, commit: bool) -> Steps[None]:
 def watch(codec: Codec, path: str) -> Steps[Events]:
     if path.startswith("@"):
         yield from _check_told_of_domains(path)
-    checked = _checked(path, special=True)
+    checked = checked_path(path, special=True)
     events = codec.new_watch(path)
     try:
         yield Request(Operation.WATCH, path, xs_wire.pack_strings(checked, events.token.encode("ascii")))
@@ -404,10 +404,10 @@ def _domid(domid: int) -> bytes:
 
 
 def _on_path(operation: Operation, path: str, transaction_id: int, *, special: bool = False) -> Request:
-    return Request(operation, path, xs_wire.pack_strings(_checked(path, special=special)), transaction_id)
+    return Request(operation, path, xs_wire.pack_strings(checked_path(path, special=special)), transaction_id)
 
 
-def _checked(path: str, *, special: bool = False) -> bytes:
+def checked_path(path: str, *, special: bool = False) -> bytes:
     """The path's bytes, or ValueError saying what xenstore does not take (docs/misc/xenstore.txt)."""
     if not (_PATH.fullmatch(path) or (special and _SPECIAL.fullmatch(path))) or (path[0] == "@" and not special):
         raise ValueError(

@@ -378,7 +378,7 @@ def test_wrong_usage_is_status_64(user: Users, arguments: list[str], text: str) 
     ],
 )
 def test_an_argument_that_cannot_be_is_one_clear_line(user: Users, arguments: list[str], text: str) -> None:
-    assert one_line(user(2).run("cat", *arguments), 1) == text
+    assert one_line(user(2).run("cat", *arguments), 64) == text
 
 
 def waiting_bytes(pipe: int) -> int:

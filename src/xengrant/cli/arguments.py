@@ -27,6 +27,7 @@ __all__ = [
     "fields",
     "format_refs",
     "interval",
+    "is_this",
     "no_domain",
     "number",
     "pages_text",
@@ -36,7 +37,9 @@ __all__ = [
     "resolve_peer",
     "ring_size",
     "seconds",
+    "store_path",
     "url",
+    "vchan_path",
 ]
 
 
@@ -216,11 +219,16 @@ def resolve_domid(domain: Domain, text: str) -> int:
 
 
 def resolve_peer(domain: Domain, text: str) -> int:
-    """As `resolve_domid`, of another domain than this one."""
+    """As `resolve_domid`, of another domain than this one: `UsageError` for that."""
     domid = resolve_domid(domain, text)
     if domid == domain.domid:
-        raise ValueError(f"domain {domid} is this domain: sharing with oneself crashes some kernels, name another")
+        raise is_this(domid)
     return domid
+
+
+def is_this(domid: int) -> UsageError:
+    """The error for a domain that is to share with itself."""
+    return UsageError(f"domain {domid} is this domain: sharing with oneself crashes some kernels, name another")
 
 
 def called(text: str, names: Mapping[int, str]) -> int:
@@ -248,6 +256,29 @@ def no_domain(text: str, names: Mapping[int, str]) -> ValueError:
     there = ", ".join(f"{domid} {name}".rstrip() for domid, name in sorted(names.items()))
     which = text if _is_number(text) else repr(text)
     return ValueError(f"there is no domain {which}; domains here: {there or 'none'}")
+
+
+def store_path(text: str) -> str:
+    """A path in xenstore, as it was typed; `UsageError` for what can be none."""
+    from xengrant.xenstore_core import checked_path
+
+    try:
+        checked_path(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return text
+
+
+def vchan_path(server: int, client: int, text: str) -> str:
+    """The absolute path of a vchan that was typed as `cat` takes it. Raises as `store_path`."""
+    from xengrant.vchan.keys import key_path
+
+    if text.strip("/"):
+        store_path(text.rstrip("/"))
+    try:
+        return key_path(server, client, text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _is_number(text: str) -> bool:

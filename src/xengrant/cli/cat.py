@@ -16,7 +16,6 @@ from xengrant.cli import arguments, output
 from xengrant.cli.dump import printable
 from xengrant.cli.progress import file_size, progress, size
 from xengrant.cli.pump import Pump, client_of, served
-from xengrant.vchan.keys import key_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +69,14 @@ def run(args: argparse.Namespace) -> int:
         )
     with xengrant.connect(args.url) as domain:
         domid = arguments.resolve_peer(domain, args.domain)
+        ends = (domain.domid, domid) if args.listen else (domid, domain.domid)
+        path = arguments.vchan_path(*ends, args.path)
         source = sys.stdin.fileno()
         if not args.listen:
-            with _connect(args, domain, domid) as channel:
+            with _connect(args, domain, domid, path) as channel:
                 return _carry(args, channel, source)
         while True:
-            with served(args, domain, domid, args.path) as channel:
+            with served(args, domain, domid, path) as channel:
                 with output.waiting(f"waiting for domain {domid} to connect to {channel.path}"):
                     client_of(channel, args.timeout)
                 if not args.keep_open:
@@ -86,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
                     output.say(f"xengrant: {error}")
 
 
-def _connect(args: argparse.Namespace, domain: xengrant.Domain, domid: int) -> vchan.Vchan:
-    path = key_path(domid, domain.domid, args.path)
+def _connect(args: argparse.Namespace, domain: xengrant.Domain, domid: int, path: str) -> vchan.Vchan:
     with contextlib.suppress(TimeoutError):
         return vchan.connect(domid, path, timeout=0, domain=domain)
     with output.waiting(f"waiting for domain {domid} to serve {path}"):

@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     wanted = arguments.refs(args.parser, args.refs)
     if bool(wanted) == (args.at is not None):
         args.parser.error("give refs, or --at PATH, and not both")
+    if args.at is not None:
+        arguments.store_path(args.at)
     if args.output == "-" and args.json:
         args.parser.error("--output - and --json would mix on stdout: give --output a file")
     if args.output == "-" and sys.stdout.isatty():

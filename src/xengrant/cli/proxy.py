@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         name, path = args.connect_vchan or args.listen_vchan
         domid = arguments.resolve_peer(domain, name)
         server, client = (domid, domain.domid) if args.listen is not None else (domain.domid, domid)
-        path = keys.key_path(server, client, path)
+        path = arguments.vchan_path(server, client, path)
         report = _Report(args, domain, domid, path)
         try:
             if args.listen is not None:

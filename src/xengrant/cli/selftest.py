@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if args.agent:
         return _serve(args)
     if not cases:
-        output.say(f"xengrant: no case has {' or '.join(map(repr, args.patterns))} in its name or title")
-        return statuses.FAILED
+        raise statuses.UsageError(f"no case has {' or '.join(map(repr, args.patterns))} in its name or title")
     total = len(cases) * (len(_KINDS[args.lifetime]) if args.peer is None else 1)
     with progress("selftest", total, _cases) as shown:
         results = _Results(args, shown)

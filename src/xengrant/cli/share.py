@@ -45,12 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.advertise is not None:
+        arguments.store_path(args.advertise)
     content = _read(args.file) if args.file is not None else b""
     pages = -(-len(content) // PAGE_SIZE) or args.pages or 1
     with Hold() as hold, xengrant.connect(args.url) as domain, domain.gntshr() as gntshr:
         to, own = arguments.resolve_domid(domain, args.to), _own_domid(domain)
         if to == own:
-            raise ValueError(f"domain {to} is this domain: sharing with oneself crashes some kernels, name another")
+            raise arguments.is_this(to)
         with gntshr.share_pages(to, pages, writable=not args.read_only) as share:
             share.mapping[: len(content)] = content
             if args.advertise is not None:

@@ -23,7 +23,7 @@ from xengrant.devices.socket import SocketSystem
 from xengrant.errors import GrantError, ProtocolError
 from xengrant.gnttab import MAX_GRANTS
 from xengrant.vchan import keys
-from xengrant.xenstore_core import _checked
+from xengrant.xenstore_core import checked_path
 
 from ..target import Step, Steps, Target, data, number, quick
 from .machine import machine_with
@@ -104,7 +104,7 @@ class Names(Target):
 
     def _read(self, kind: str, text: str) -> None:
         if kind == "path":
-            path = _checked(text, special=True)
+            path = checked_path(text, special=True)
             assert len(path) <= 3072
             assert not set(path) & set(b"\0\x1b \n")
             return
