@@ -31,6 +31,14 @@ def test_what_is_no_ref_is_refused(text: str) -> None:
         arguments.refs(argparse.ArgumentParser(), [text])
 
 
+@pytest.mark.parametrize("text", ["x", "9-8", "8-99999999999", "4294967296", "8,9-8"])
+def test_each_mistake_in_refs_is_said_alike(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with pytest.raises(SystemExit):
+        arguments.refs(argparse.ArgumentParser(), ["8", text])
+    said = f"{text!r} is no ref and no range of refs (unsigned 32-bit): write 8, 8-23 or 8-23,40\n"
+    assert capsys.readouterr().err.endswith(f"error: {said}")
+
+
 def test_more_refs_than_can_be_mapped_at_once_are_refused_before_they_are_counted_out() -> None:
     parser = argparse.ArgumentParser()
     assert len(arguments.refs(parser, ["0-32767", "40000-72767"])) == 65536

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, PAGE_SIZE
+from xengrant.arguments import MAX_U32
 from xengrant.cli.statuses import UsageError
 from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
 
@@ -173,13 +174,18 @@ def refs(parser: argparse.ArgumentParser, texts: Sequence[str]) -> list[int]:
     if not texts:
         return []
     for text in texts:
-        if not re.fullmatch(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*", text, re.ASCII):
+        if not all(map(_is_range, text.split(","))):
             parser.error(f"{text!r} is no ref and no range of refs (unsigned 32-bit): write 8, 8-23 or 8-23,40")
     try:
         grants = meeting.parse(0, "REF", b"0", [text.encode("ascii", "replace") for text in texts])
     except ProtocolError as error:
         parser.error(str(error))
     return [grant.ref for grant in grants]
+
+
+def _is_range(item: str) -> bool:
+    match = re.fullmatch(r"([0-9]{1,10})(?:-([0-9]{1,10}))?", item, re.ASCII)
+    return match is not None and int(match[1]) <= int(match[2] or match[1]) <= MAX_U32
 
 
 def format_refs(wanted: tuple[int, ...]) -> str:
