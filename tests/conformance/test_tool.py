@@ -84,6 +84,18 @@ def test_it_destroys_domains_that_it_was_given(machine: Machine) -> None:
     assert done.stdout.splitlines()[-1] == "2 passed, 0 failed, 0 skipped", done.stdout + done.stderr
 
 
+def test_it_says_at_once_what_it_waits_for(machine: Machine) -> None:
+    command = [*TOOL, "selftest", "--url", machine.url(0), "--peer", "3", "-k", "share.close_twice"]
+    machine.create(3)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+        try:
+            assert waiting.stderr is not None
+            line = waiting.stderr.readline()
+        finally:
+            waiting.kill()
+    assert line == "waiting for an agent in domain 3: start `xengrant selftest --agent --peer 0` there\n"
+
+
 def test_it_lists_every_case() -> None:
     done = selftest("--list", "--json")
     listed = [json.loads(line) for line in done.stdout.splitlines()]

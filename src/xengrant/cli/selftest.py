@@ -229,6 +229,7 @@ def _run_with_peer(args: argparse.Namespace, cases: list[Case], results: _Result
         third=third,
         victims=(lambda: next(victims, None)) if args.destroy_command else None,
         seconds=args.seconds,
+        waiting=output.say,
     ) as runner:
         runner.run_all(cases, results.add)
 

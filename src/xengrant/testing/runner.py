@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["NoAgentError", "Runner", "Victim", "together"]
 
 _RECLAIMED = 15.0  # seconds
+_SOON = 1.0  # seconds that an agent has to answer
 
 
 class NoAgentError(Exception):
@@ -45,7 +46,8 @@ class Runner:
 
     `connect` gives this domain, `kind` is how it unmaps, `third` another domain's domid where there is one. `victims`
     gives a `Victim` for each case that destroys its peer, None when there is none left. `counts` asks the machine
-    what is in use; a case leaves no more than it found. Threads: one, and no other may run in the process.
+    what is in use; a case leaves no more than it found. `waiting` is told where no agent answers at once. Threads: one,
+    and no other may run in the process.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Runner:
         victims: Callable[[], Victim | None] | None = None,
         counts: Callable[[], Mapping[str, int]] | None = None,
         seconds: float | None = None,
+        waiting: Callable[[str], object] | None = None,
     ) -> None:
         self._connect = connect
         self._peer = peer
@@ -68,6 +71,7 @@ class Runner:
         self._victims = victims
         self._counts = counts
         self._seconds = seconds
+        self._waiting = waiting
         self._session = os.urandom(4).hex()
         self._runs = 0
         self._watches: dict[int, Watch] = {}  # of each peer's answers
@@ -193,13 +197,18 @@ class Runner:
             return
         exchange.prepare(self._store, self._domid, peer)
         theirs = self._theirs(peer)
+        command = f"xengrant selftest --agent --peer {self._domid}"
+        told = self._waiting is None
         deadline = time.monotonic() + 60
         with self._store.watch(f"{theirs}/state") as watch:
             while exchange.read(self._store, f"{theirs}/state") is None:
                 try:
-                    watch.wait(max(0.0, deadline - time.monotonic()))
+                    watch.wait(max(0.0, deadline - time.monotonic()) if told else _SOON)
                 except TimeoutError:
-                    command = f"xengrant selftest --agent --peer {self._domid}"
+                    if not told and self._waiting is not None:
+                        told = True
+                        self._waiting(f"waiting for an agent in domain {peer}: start `{command}` there")
+                        continue
                     raise NoAgentError(f"no agent answers in domain {peer}: start `{command}` there") from None
         self._watches[peer] = self._store.watch(f"{theirs}/answer")
 
