@@ -101,6 +101,11 @@ def test_body_that_becomes_more_is_refused(
         try_to_map(granter, mapper, content, trusted=trusted)
 
 
+def test_what_is_no_table_is_told(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    with pytest.raises(xengrant.ProtocolError, match="that its pages hold a table: "):
+        try_to_map(granter, mapper, b"", "{}")
+
+
 def try_to_map(
     granter: xengrant.Domain, mapper: xengrant.Domain, content: bytes, header: str | None = None, **options: Any
 ) -> None:

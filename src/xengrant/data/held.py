@@ -81,5 +81,6 @@ def parse_header(header: bytes, kind: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict) or found.get("kind") != kind:
-        raise ProtocolError(f"the peer does not say that its pages hold an {kind}: {header[:64]!r}")
+        what = f"{'an' if kind == 'array' else 'a'} {kind}"
+        raise ProtocolError(f"the peer does not say that its pages hold {what}: {header[:64]!r}")
     return found
