@@ -42,6 +42,8 @@ def connect(url: str | None = None) -> Domain:
     the environment's XENGRANT_URL, and without that ``xen:``. Opens nothing yet: what is missing is said
     (`InterfaceUnavailable`) by the first call that needs it. `ValueError` for a URL that names no machine.
     """
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url is text, such as machine.url(1), not {url!r}")
     return Domain(open_system(url or os.environ.get("XENGRANT_URL") or "xen:"))
 
 
