@@ -169,7 +169,7 @@ mapping_exit(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
     if (check_count("__exit__", nargs, 3) < 0)
         return NULL;
     uint32_t state = state_of(self);
-    if (args[1] == Py_None || state & CLOSED || (state & EXPORTS) == 0)
+    if (!PyExceptionInstance_Check(args[1]) || state & CLOSED || (state & EXPORTS) == 0)
         return mapping_close(object, NULL);
     if (add_note(args[1], "%R is unmapped later: %lu view%s of it still alive", object, state & EXPORTS) < 0)
         PyErr_WriteUnraisable(object);

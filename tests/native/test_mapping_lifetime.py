@@ -203,6 +203,15 @@ def test_leaving_a_with_block_under_a_view_is_a_buffer_error(make_pages: MakePag
     mapping.close()
 
 
+def test_what_is_no_error_is_none_in_flight(make_pages: MakePages) -> None:
+    mapping = one_page(make_pages)
+    view = memoryview(mapping)
+    with pytest.raises(BufferError, match="1 view"):
+        mapping.__exit__(True, 65536, None)  # type: ignore[arg-type]
+    view.release()
+    mapping.close()
+
+
 def test_an_error_in_flight_is_kept_and_noted_and_the_last_view_unmaps(
     make_pages: MakePages, unmapped: Unmapped
 ) -> None:
