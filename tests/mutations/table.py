@@ -50,7 +50,7 @@ MUTATIONS: dict[str, Mutation] = {
         "pv/block/requests.py", "entry, Request(number, small, small,", "entry, Request(number, operation, small,"
     ),
     "block.kept_pages_are_capped": M(
-        "pv/block/pages.py", "> self._most:\n            self._old", "> 9999:\n            self._old"
+        "pv/block/pages.py", "> self._most or len(self._groups)", "> 9999 or len(self._groups)"
     ),
     "block.lying_back_end": M(
         "pv/block/front_queue.py", "if operation != call.operation:", "if operation > blkif.DISCARD:"
@@ -115,7 +115,7 @@ MUTATIONS: dict[str, Mutation] = {
     "domain.knows_its_domid": _WRONG_HOME,
     # Event channels
     "events.asyncio": M(
-        "evtchn.py", "        self._pending = True\n        self._news.set()", "        self._pending = True"
+        "evtchn.py", "self._pending = True\n            self._news.set()", "self._pending = True"
     ),
     "events.bad_arguments": M(
         "evtchn.py", 'checked_number("remote_port", remote_port, 0', 'checked_number("remote_port", remote_port, -9'
@@ -156,7 +156,7 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "events.wait_has_deadline": M("evtchn.py", "        if not found:\n", "        if found is None:\n"),
     # fork
-    "fork.child_cannot_use": M("devices/__init__.py", "        device.abandon()\n", "        pass\n"),
+    "fork.child_cannot_use": M("devices/__init__.py", "            self.abandon()\n", "            pass\n"),
     "fork.child_connects_afresh": _TWO_PINS,
     "fork.child_holds_no_grant": _SHARES_SEND_NOTHING,
     "fork.child_holds_no_map": _UNMAPS_NOTHING,
@@ -309,7 +309,7 @@ MUTATIONS: dict[str, Mutation] = {
         "            page.memory.view[page.offset] = 1\n            grefs.append(Gref(page, ref))\n",
     ),
     "share.process_end_revokes": M(
-        "embedded/files.py", "            self.vmas.popitem()[1].close()\n", "            self.vmas.popitem()\n"
+        "embedded/files.py", "self._close(self.vmas.popitem()[1])\n", "self.vmas.popitem()\n"
     ),
     "share.read_only_for_the_peer_only": M("gntshr.py", "index, writable=True", "index, writable=writable"),
     "share.refs_are_reused_at_once": M(
