@@ -37,7 +37,6 @@ FILES: dict[str, Path | bytes] = {"/opt/disk_user.py": PROJECT / "lab" / "disk_u
 
 _MIB = 1 << 20
 _LONG = 240
-_DEPTH = 200  # of random requests, as lab/disk_user.py has it
 _COPIED = 32  # MiB
 
 _PATTERN = """
@@ -192,7 +191,7 @@ def _judge_random(disk: Disk, said: dict[str, Any]) -> str:
     """Compare the image with what the guest read of its disk in the end."""
     assert said["sha256"] == _digest(disk, 0, disk.image.stat().st_size), "the image is not what the guest read"
     total = sum(said["requests"].values())
-    assert total > 2 * _DEPTH, f"only {total} requests, of which {_DEPTH} are under way at once"
+    assert total > 1000, f"only {total} requests"
     return ", ".join(f"{count} {kind}s" for kind, count in sorted(said["requests"].items()))
 
 
