@@ -31,6 +31,7 @@ from xengrant.pv import block
 from xengrant.testing.disk_model import exercise
 
 _DEPTH = 200
+_REQUESTS = 1000  # at least, however slow the host
 _LONGEST = 300  # sectors
 _BLKDISCARD = 0x1277  # Linux include/uapi/linux/fs.h
 
@@ -139,7 +140,13 @@ async def copy(options: argparse.Namespace) -> dict[str, object]:
 async def at_random(options: argparse.Namespace) -> dict[str, object]:
     async with opened(options) as (disk, sectors):
         outcome = await exercise(
-            disk, sectors, seed=options.seed, seconds=options.seconds, depth=_DEPTH, longest=_LONGEST
+            disk,
+            sectors,
+            seed=options.seed,
+            seconds=options.seconds,
+            requests=_REQUESTS,
+            depth=_DEPTH,
+            longest=_LONGEST,
         )
     return {"requests": outcome.requests, "sha256": outcome.sha256}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -60,6 +61,13 @@ def test_requests_in_any_order_are_right(seed: int) -> None:
     assert set(done) == {"read", "write", "flush", "discard"}
     assert min(done.values()) > 20
     assert disk.most > 150
+
+
+def test_requests_go_on_until_the_time_is_over() -> None:
+    started = time.monotonic()
+    done, _ = asyncio.run(exercise(Slow(random.Random(1)), SECTORS, seed=1, seconds=0.2, requests=10))
+    assert time.monotonic() - started >= 0.2
+    assert sum(done.values()) > 200
 
 
 def _lose_a_sector(disk: Slow, sector: int, data: bytes) -> None:

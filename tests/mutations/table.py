@@ -152,7 +152,7 @@ MUTATIONS: dict[str, Mutation] = {
     "events.not_offered": M("embedded/event_channels.py", " or peer.remote_domid != domain.domid", ""),
     "events.rebind": M("embedded/event_channels.py", "            self.peer.peer = None\n", ""),
     "events.threads_wait_at_once": M(
-        "waiting.py", "self._changed.notify_all()  # with news, or for another to lead", "pass"
+        "waiting.py", "elif self._leader == threading.get_ident():", "elif self._leader is not None:"
     ),
     "events.wait_has_deadline": M("evtchn.py", "        if not found:\n", "        if found is None:\n"),
     # fork

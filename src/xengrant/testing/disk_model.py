@@ -168,13 +168,14 @@ async def exercise(
     sectors: int,
     *,
     seed: int | str,
-    seconds: float = float("inf"),
-    requests: int | None = None,
+    seconds: float = 0,
+    requests: int = 0,
     depth: int = 200,
     longest: int = 300,
     can_discard: bool = True,
 ) -> Outcome:
-    """Ask `depth` requests at a time of random kinds, places and lengths, for so many seconds, or so many `requests`.
+    """Ask `depth` requests at a time of random kinds, places and lengths, so many `requests`, and more until so many
+    `seconds` have passed.
 
     A third of them in a sixty-fourth of the disk, where they overlap. Then the whole disk is read. AssertionError, in
     an ExceptionGroup while there are requests, where a sector is not what it may be.
@@ -184,12 +185,12 @@ async def exercise(
     done: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    left = iter(range(requests)) if requests is not None else None
+    left = iter(range(requests))
     kinds = ["read"] * 9 + ["write"] * 9 + ["flush"] + ["discard"] * can_discard
     hot = chance.randrange(64) * (sectors // 64)
 
     async def ask() -> None:
-        while loop.time() < end and (left is None or next(left, None) is not None):
+        while next(left, None) is not None or loop.time() < end:
             kind = chance.choice(kinds)
             count = chance.randint(1, chance.choice((1, 8, 40, longest)))
             first, room = (hot, max(sectors // 64, count)) if chance.random() < 1 / 3 else (0, sectors)
