@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 import socket
@@ -16,6 +17,7 @@ import pytest
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import client
 from xengrant.embedded import Machine
+from xengrant.errors import InterfaceClosed
 from xengrant.memory import Mapping
 
 from .conftest import Open
@@ -197,6 +199,39 @@ def test_an_mmap_that_a_signal_handler_breaks_off_is_undone(
     add_map(device, [(1, refs[0])])
     eventually(lambda: machine.status()["domains"][2]["maps"] == 0, "the mapping that nobody got is gone")
     mine.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_mmap_whose_request_is_forked_in_is_refused_in_the_child(
+    opened: Open, machine: Machine, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """As by a signal handler, which Python may run between any two of its steps."""
+    device = opened(1, "gntalloc")
+    offset = alloc(device, 2)[0]
+    original = client._Exchange.finish
+    children: list[int] = []
+
+    def finish(self: client._Exchange, sock: socket.socket) -> tuple[client.Reply, bool]:
+        if not children and when == "before":
+            children.append(os.fork())
+        reply = original(self, sock)
+        if not children:
+            children.append(os.fork())
+        return reply
+
+    monkeypatch.setattr(client._Exchange, "finish", finish)
+    try:
+        mapping = device.mmap(PAGE_SIZE, offset, writable=True)
+        status = 1
+    except InterfaceClosed:
+        status = 7
+    except BaseException:
+        status = 2
+    if children == [0]:
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+    assert status == 1
+    mapping.close()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -147,8 +147,9 @@ class Client:
 
     def _drop_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
-        for fd in exchange.descriptors() if exchange else ():
-            os.close(fd)
+        fds = exchange.descriptors() if exchange else []
+        while fds:  # the list is its reply's, too
+            os.close(fds.pop())
 
     def gone(self) -> InterfaceUnavailable:
         """The error that says that the machine hung up."""
@@ -165,10 +166,11 @@ class Client:
         if self.dead:
             raise self.gone()
         try:
-            if self._exchange is not None:
-                self._exchange.finish(self.sock)
-            self._exchange = _Exchange(wire.pack_request(kind, body))
-            reply, complete = self._exchange.finish(self.sock)
+            exchange = self._exchange  # in a child that a signal handler forks here it is None afterwards
+            if exchange is not None:
+                exchange.finish(self.sock)
+            self._exchange = exchange = _Exchange(wire.pack_request(kind, body))
+            reply, complete = exchange.finish(self.sock)
         except (ConnectionError, EOFError, wire.MalformedError):
             self.dead = True
             raise self.gone() from None
@@ -178,6 +180,8 @@ class Client:
             self._drop_exchange()
             raise self.gone() from None  # meanwhile, in a child that a signal handler forked
         self._exchange = None
+        if self.closed:
+            raise self.gone()  # likewise, and its descriptors may be gone
         if not complete:
             raise DescriptorsLostError(reply.result)
         return reply
