@@ -11,8 +11,9 @@ import random
 import struct
 from functools import cache
 
+import xengrant
 from tests.soak.links import LONG, PATIENCE, Side
-from xengrant import PeerClosed, vchan
+from xengrant import PeerClosed, ProtocolError, vchan
 from xengrant.vchan.endpoint import Vchan
 
 __all__ = ["SIDES"]
@@ -145,10 +146,7 @@ class Client(_End):
     answers = True
 
     def meet(self, life: str) -> None:
-        with (
-            self.domain.peer(self.peer, life) as peer,
-            vchan.connect(self.peer, _NAME, domain=self.domain, peer=peer, timeout=0.5) as end,
-        ):
+        with self.domain.peer(self.peer, life) as peer, self._connected(peer) as end:
             back = self.greeted(end)
             out = self.greet(end)
             while True:
@@ -157,6 +155,13 @@ class Client(_End):
                     return
                 self.take(end, back, there)
                 self.put(end, out, here)
+
+    def _connected(self, peer: xengrant.Peer) -> Vchan:
+        try:
+            return vchan.connect(self.peer, _NAME, domain=self.domain, peer=peer, timeout=0.5)
+        except ProtocolError as error:
+            self.counts["vchan keys of the dead"] += 1
+            raise PeerClosed(errno.EPIPE, f"keys that a server left lead elsewhere: {error}") from error
 
 
 SIDES = (Server, Client)

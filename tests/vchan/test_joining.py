@@ -128,6 +128,35 @@ def test_what_a_killed_servers_keys_have_come_to_name_is_not_written_to(
         assert page.mapping[: len(start)] == start
 
 
+def test_a_server_that_starts_anew_with_the_port_of_one_that_was_killed_is_waited_for(
+    granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels, offered: Keys
+) -> None:
+    """Its keys are not written yet, and the ref in those that stand is another page's by now."""
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, 1, writable=True) as page:
+        page.mapping[:24] = b"\x0b" * 24
+        old = Keys(page.refs[0], offered.event_channel)
+        steps = joining(mapper, channels, 1, PATH, timeout=10)
+        for told in (None, old, old, old):
+            pause = steps.send(told)
+        assert pause == Pause(_RETRY)
+        for told in (None, offered, offered):
+            steps.send(told)
+        with pytest.raises(StopIteration) as end:
+            steps.send(offered)
+        end.value.value.channel.close()
+
+
+@pytest.mark.parametrize("timeout", [None, 10, 0])
+def test_keys_that_go_on_leading_to_nonsense_are_the_servers_lie(
+    timeout: float | None, granter: xengrant.Domain, mapper: xengrant.Domain, offered: Keys
+) -> None:
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, 1, writable=True) as page, granter.xenstore() as store:
+        page.mapping[:24] = b"\x0b" * 24
+        store.write(f"{PATH}/ring-ref", str(page.refs[0]))
+        with pytest.raises(ProtocolError, match="rings of order 2827 and 2827"):
+            vchan.connect(1, "here", domain=mapper, timeout=timeout)
+
+
 def test_rings_whose_refs_were_used_again_are_not_taken(
     granter: xengrant.Domain, mapper: xengrant.Domain, channels: EventChannels, monkeypatch: pytest.MonkeyPatch
 ) -> None:

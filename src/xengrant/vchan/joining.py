@@ -53,6 +53,8 @@ def joining(domain: Domain, channels: Binds[_P], domid: int, where: str, timeout
     """Connect to the vchan of domain `domid` at `where`; raises as `connect`."""
     deadline = deadline_after(timeout)
     failure: Exception | None = None
+    nonsense: Keys | None = None  # the keys that last led to what cannot be,
+    patience: float | None = None  # and the time until which others may come in their place
     while True:
         found = yield None
         if found is not None:
@@ -75,8 +77,16 @@ def joining(domain: Domain, channels: Binds[_P], domid: int, where: str, timeout
                     channel.connect()
                     undo.pop_all()
                     return Joined(channel, port)
-            except (InterfaceUnavailable, ProtocolError):
+            except InterfaceUnavailable:
                 raise
+            except ProtocolError as error:
+                # The keys of a server that was killed stand until the next one, which often has the same port first,
+                # writes its own. Keys that go on leading to what cannot be are a lie.
+                if found != nonsense:
+                    nonsense, patience = found, deadline_after(_RETRY)
+                if seconds_until(patience) == 0 or seconds_until(deadline) == 0:
+                    raise
+                failure = error
             except GrantError as error:
                 failure = error
         left = seconds_until(deadline)

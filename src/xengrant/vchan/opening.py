@@ -87,8 +87,8 @@ def connect(
 
     `path` is absolute, relative to the server's own directory, or a bare name below its ``data/vchan/OUR_DOMID``. A
     server that has closed, or serves another client, is waited for too. `poll`, `peer` and `domain` are as in `serve`.
-    Raises `TimeoutError` with what was in the way, `ProtocolError` where the server offers what cannot be,
-    `XenStoreError`, `InterfaceUnavailable`.
+    Raises `TimeoutError` with what was in the way, `ProtocolError` where the server offers what cannot be, or was
+    killed and the refs that it left in xenstore are other pages' by now, `XenStoreError`, `InterfaceUnavailable`.
     """
     checked_domid(domid)
     check_seconds(poll)
