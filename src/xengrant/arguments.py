@@ -1,4 +1,5 @@
-"""Numbers as callers give them: domids, refs, ports, counts and offsets, checked before anything is packed.
+"""Numbers and texts as callers give them: domids, refs, ports, counts, offsets and paths, checked before anything is
+packed.
 
 Called by everything that takes such a number from a user. A bool is refused, since `share_pages(1, True)` means
 something else.
@@ -10,7 +11,7 @@ import operator
 
 from xengrant.abi.xen import DOMID_FIRST_RESERVED
 
-__all__ = ["MAX_U32", "checked_domid", "checked_number"]
+__all__ = ["MAX_U32", "checked_domid", "checked_number", "checked_text"]
 
 MAX_U32 = 0xFFFFFFFF
 
@@ -31,3 +32,10 @@ def checked_number(what: str, value: int, least: int, most: int, *, error: type[
 def checked_domid(domid: int, *, error: type[ValueError] = ValueError) -> int:
     """A domain's id, 0 to 0x7FEF: the ids from 0x7FF0 on mean something else (Xen public/xen.h)."""
     return checked_number("domid", domid, 0, DOMID_FIRST_RESERVED - 1, error=error)
+
+
+def checked_text(what: str, value: str) -> str:
+    """`value`; `TypeError` where it is no str."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is text, not {value!r}")
+    return value

@@ -377,7 +377,9 @@ _STATUS_TEXT = {
 
 
 def _checked_grants(grants: tuple[int, int] | Iterable[tuple[int, int]]) -> tuple[Grant, ...]:
-    if isinstance(grants, tuple) and len(grants) == 2 and not isinstance(grants[0], tuple | list):
+    if not isinstance(grants, Iterable) or (
+        isinstance(grants, tuple) and len(grants) == 2 and not isinstance(grants[0], tuple | list)
+    ):
         wanted: tuple[Grant, ...] = (_checked_grant(grants),)
     else:
         wanted = tuple([_checked_grant(grant) for grant in itertools.islice(grants, MAX_GRANTS + 1)])

@@ -19,7 +19,7 @@ import re
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from xengrant.arguments import MAX_U32, checked_domid
+from xengrant.arguments import MAX_U32, checked_domid, checked_text
 from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
 from xengrant.gnttab import MAX_GRANTS, Grant
 from xengrant.peer import shown_path
@@ -79,6 +79,7 @@ def advertise(store: XenStore, domid: int, share: Share, path: str, header: str 
     Replaces an advertisement there; `XenStoreError` (EEXIST) where `path` holds other nodes: closing would remove them.
     `header` is for the peer, at most 2,000 bytes.
     """
+    checked_text("path", path)
     if len(share.refs) > MAX_GRANTS:
         raise ValueError(f"{len(share.refs)} pages: the peer maps at most {MAX_GRANTS} at once")
     if len(header.encode()) > _NODE_BYTES:

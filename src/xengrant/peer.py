@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
+from xengrant.arguments import checked_text
 from xengrant.errors import InterfaceClosed, InterfaceUnavailable, PeerClosed, XenStoreError
 from xengrant.forks import abandon_in_child
 from xengrant.waiting import deadline_after, pause_until, seconds_until
@@ -29,7 +30,7 @@ _RELEASE = "@releaseDomain"
 
 def shown_path(domid: int, path: str) -> str:
     """The absolute path of a node that domain `domid` shows under its own directory."""
-    return path if path.startswith("/") else f"/local/domain/{domid}/{path}"
+    return path if checked_text("path", path).startswith("/") else f"/local/domain/{domid}/{path}"
 
 
 class _BasePeer:

@@ -37,7 +37,10 @@ _LONGEST_PAUSE = 1.0  # seconds
 
 def deadline_after(timeout: float | None) -> float | None:
     """`timeout` seconds from now on the clock that `SharedReader` uses; None means for ever."""
-    return None if timeout is None else time.monotonic() + timeout
+    try:
+        return None if timeout is None else time.monotonic() + timeout
+    except TypeError:
+        raise TypeError(f"timeout is a number of seconds, or None, not {timeout!r}") from None
 
 
 class _Readable(Protocol):

@@ -15,6 +15,7 @@ from typing import TypeAlias, TypeVar
 
 from xengrant.abi import xs_wire
 from xengrant.abi.xs_wire import NO_TRANSACTION, Operation, Permission
+from xengrant.arguments import checked_text
 from xengrant.errors import ProtocolError, XenStoreError
 
 T = TypeVar("T")
@@ -348,7 +349,7 @@ def end_transaction(transaction_id: int, *, commit: bool) -> Steps[None]:
 
 
 def watch(codec: Codec, path: str) -> Steps[Events]:
-    if path.startswith("@"):
+    if checked_text("path", path).startswith("@"):
         yield from _check_told_of_domains(path)
     checked = checked_path(path, special=True)
     events = codec.new_watch(path)
@@ -409,6 +410,7 @@ def _on_path(operation: Operation, path: str, transaction_id: int, *, special: b
 
 def checked_path(path: str, *, special: bool = False) -> bytes:
     """The path's bytes, or ValueError saying what xenstore does not take (docs/misc/xenstore.txt)."""
+    checked_text("path", path)
     if not (_PATH.fullmatch(path) or (special and _SPECIAL.fullmatch(path))) or (path[0] == "@" and not special):
         raise ValueError(
             f"{path!r} is no xenstore path: letters, digits, - _ @ and single slashes between names, none at the end"

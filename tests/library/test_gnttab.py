@@ -87,7 +87,7 @@ def test_one_grant_or_several_in_any_form(gnttab: Gnttab, grants: Any, meant: li
         ([1, 8], TypeError, "pair"),
         ([(1, 8, 9)], TypeError, "pair"),
         ("18", TypeError, "pair"),
-        (8, TypeError, "iterable"),
+        (8, TypeError, "pair"),
     ],
 )
 def test_what_cannot_be_a_grant_is_refused_before_any_call(

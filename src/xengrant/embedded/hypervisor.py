@@ -151,7 +151,7 @@ class Hypervisor:
         """`xl destroy`: the domain stops where it is. No byte is cleared and no event sent; what others map stays."""
         domain = self.domains.get(domid)
         if domain is None or domain.dying:
-            raise LookupError(f"there is no domain {domid}")
+            raise LookupError(f"there is no domain {domid!r}")
         if domid == 0:
             raise ValueError("domain 0 is the machine's own: close the machine instead")
         self._take_apart(domain)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from xengrant.arguments import MAX_U32
+from xengrant.arguments import MAX_U32, checked_text
 from xengrant.errors import InterfaceUnavailable, ProtocolError, XenStoreError
 from xengrant.peer import shown_path
 from xengrant.xenstore import Permission
@@ -48,7 +48,7 @@ def key_path(server: int, client: int, path: str) -> str:
     `path` as libxenvchan takes it, absolute or relative to the server's own directory, or a bare name below
     ``data/vchan/CLIENT``, where programs meet by convention. `ValueError` for an empty one.
     """
-    if not path.strip("/"):
+    if not checked_text("path", path).strip("/"):
         raise ValueError(f"{path!r} is no path: give an absolute xenstore path, or a name of letters, digits, - and _")
     return shown_path(server, path.rstrip("/") if "/" in path else f"data/vchan/{client}/{path}")
 
