@@ -49,7 +49,11 @@ KILLED_ASYNC: Expected = {
 DESTROYED: Expected = {
     "granter": (("share: open evtchn", "late"), ("notify: advertised", "told"), ("close: RELEASE", "whole")),
     "mapper": (("find: open xenbus", "told"), ("notify: NOTIFY 2", "whole")),
-    "server": (("connect: open xenbus", "late"), ("transfer: connected", "told"), ("close: xenstore READ", "whole")),
+    "server": (
+        ("connect: open xenbus", "late"),
+        ("transfer: connected", "told"),
+        ("close: xenstore TRANSACTION_START", "whole"),
+    ),
     "client": (("connect: open xenbus", "told"), ("close: MUNMAP", "whole")),
 }
 DESTROYED_ASYNC: Expected = {
