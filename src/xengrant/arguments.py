@@ -1,7 +1,6 @@
-"""Numbers and texts as callers give them: domids, refs, ports, counts, offsets and paths, checked before anything is
-packed.
+"""Numbers and texts as callers give them, domids to paths, checked before anything is packed.
 
-Called by everything that takes such a number from a user. A bool is refused, since `share_pages(1, True)` means
+Called by everything that takes such a value from a user. A bool is refused, since `share_pages(1, True)` means
 something else.
 """
 
