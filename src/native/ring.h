@@ -48,6 +48,7 @@ void move(Ring *self, const Opened *opened, char *memory, uint32_t count);
 int is_there(const Ring *self, const Opened *opened, uint32_t wanted); /* or a lie, which `look` refuses */
 int peer_is_gone(const Ring *self, const Opened *opened);
 Outcome await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline); /* or PAUSED */
+Outcome look_up(Ring *self, uint64_t deadline); /* LATE, WOKEN, or PAUSED: now and then, while there is no wait */
 int check_waiting(const Ring *self, size_t length, int whole);
 int handle_signals(Ring *self, Opened *opened);
 int finish(Ring *self, Opened *opened, Outcome outcome);

@@ -4,8 +4,8 @@
 
 #include "ring.h"
 
-/* Handovers after which signals are looked after, however busy the stream is; one that may have been polled for counts for
- * more. */
+/* Handovers after which signals, the time and whoever closes are looked after, however busy the stream is; one that may
+ * have been polled for counts for more. */
 enum { MANY = 1024, POLLED = 32 };
 
 /* Without the GIL: moves up to `length` bytes, and waits until `least` of them were; or all at once. */
@@ -16,7 +16,7 @@ pump(Ring *self, const Opened *opened, char *memory, size_t length, size_t least
     for (uint32_t promised = 0;;) {
         if (*turns >= MANY) {
             *turns = 0;
-            return PAUSED;
+            return look_up(self, deadline);
         }
         *turns += polls(self->doorbell) ? POLLED : 1;
         if (self->writes && peer_is_gone(self, opened))

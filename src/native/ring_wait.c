@@ -27,6 +27,24 @@ is_woken(const Ring *self)
            __atomic_load_n(&self->doorbell->stopped, __ATOMIC_SEQ_CST) != 0;
 }
 
+/* The wake-up is seen; the next wait begins anew. */
+static Outcome HOT
+see_wake(Ring *self)
+{
+    uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&self->wakes, wakes, __ATOMIC_RELAXED);
+    return WOKEN;
+}
+
+/* What ends a call to which the peer never stops giving something to do, byte by byte; or PAUSED. */
+Outcome COLD
+look_up(Ring *self, uint64_t deadline)
+{
+    if (deadline != NEVER && monotonic_now() >= deadline)
+        return LATE;
+    return is_woken(self) ? see_wake(self) : PAUSED;
+}
+
 typedef struct {
     const Ring *ring;
     const Opened *opened;
@@ -65,11 +83,8 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
     /* What the peer wrote before it went is there by now. */
     if (peer_is_gone(self, opened))
         return is_there(self, opened, wanted) ? READY : PEER_GONE;
-    if (is_woken(self)) {
-        uint32_t wakes = __atomic_load_n(&self->doorbell->wakes, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&self->wakes, wakes, __ATOMIC_RELAXED);
-        return WOKEN;
-    }
+    if (is_woken(self))
+        return see_wake(self);
     Waited waited = wait_on_bell(self->doorbell, opened->bell, seen, deadline);
     /* Before it is asked for again. */
     if (is_there(self, opened, wanted))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from xengrant._native import Descriptor, Doorbell, Stream
+from xengrant._native import Descriptor, Doorbell, RingWriter, Stream
 from xengrant.errors import ProtocolError
 
 from .rings import (
@@ -23,6 +23,7 @@ from .rings import (
     LIVE,
     SILENT,
     SIZE,
+    START,
     WOKEN,
     Bell,
     bound_reader,
@@ -207,6 +208,23 @@ def test_events_without_end_do_not_prolong_a_wait() -> None:
             started = time.monotonic()
             assert bound_reader(memory, doorbell).wait(1, 0.1) == LATE
             assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("ended_by", ["time", "wake", "stop"])
+def test_a_peer_that_always_makes_room_does_not_prolong_a_call(ended_by: str) -> None:
+    """Its index lies where the data go, so that each round that is written is read at once."""
+    memory = bytearray(START + SIZE)
+    rounds = [struct.pack("<I", SIZE * number).ljust(SIZE, b".") for number in range(1, 10_000)]
+    with Bell() as bell:
+        writer = RingWriter(memory, START, 4, memory, START, SIZE)
+        writer.bind(bell.here, -1, ASK, ASKED)
+        if ended_by == "wake":
+            bell.here.wake()
+        elif ended_by == "stop":
+            bell.here.stop(True)
+        result = writer.send(b"".join(rounds), 0, False, 0 if ended_by == "time" else None)
+        assert isinstance(result, tuple), "all was moved"
+        assert result[1] == (LATE if ended_by == "time" else WOKEN)
 
 
 def test_a_turn_is_waited_for_no_longer_than_asked_and_never_inherited() -> None:
