@@ -123,15 +123,15 @@ deadline_object(const Call *call)
     return call->deadline == NEVER ? Py_NewRef(Py_None) : PyFloat_FromDouble((double)call->deadline / 1e9);
 }
 
-/* Has the subclass go on from (how many, why not all). */
+/* Has the subclass go on from (how many, why not all, how many the same call moved of earlier buffers). */
 static PyObject *
-go_on(Stream *self, const char *method, const Call *call, int whole, size_t moved, int outcome)
+go_on(Stream *self, const char *method, const Call *call, int whole, size_t moved, int outcome, Py_ssize_t earlier)
 {
     PyObject *deadline = deadline_object(call);
     if (deadline == NULL)
         return NULL;
-    PyObject *result = PyObject_CallMethod((PyObject *)self, method, "OOO(ni)", call->subject, whole ? Py_True : Py_False,
-                                           deadline, (Py_ssize_t)moved, outcome);
+    PyObject *result = PyObject_CallMethod((PyObject *)self, method, "OOO(nin)", call->subject, whole ? Py_True : Py_False,
+                                           deadline, (Py_ssize_t)moved, outcome, earlier);
     Py_DECREF(deadline);
     return result;
 }
@@ -148,7 +148,7 @@ write_all(Stream *self, const Call *call, int whole)
     if (outcome == READY)
         result = whole ? Py_NewRef(Py_None) : PyLong_FromLong((long)moved);
     else if (outcome > READY) {
-        result = go_on(self, "_send_on", call, whole, moved, outcome);
+        result = go_on(self, "_send_on", call, whole, moved, outcome, 0);
         if (result != NULL && whole) {
             Py_DECREF(result);
             result = Py_NewRef(Py_None);
@@ -158,13 +158,13 @@ write_all(Stream *self, const Call *call, int whole)
     return result;
 }
 
-/* Writes what is left of the line in which a wait came to an end by more than an event. How many of its bytes were
- * written in all, or -1 and an error is set. */
+/* Writes what is left of the line in which a wait came to an end by more than an event, `earlier` bytes after the first.
+ * How many of its bytes were written in all, or -1 and an error is set. */
 static Py_ssize_t
-write_on(Stream *self, PyObject *line, uint64_t deadline, size_t moved, int outcome)
+write_on(Stream *self, PyObject *line, uint64_t deadline, size_t moved, int outcome, Py_ssize_t earlier)
 {
     const Call call = {line, deadline};
-    PyObject *result = go_on(self, "_send_on", &call, 0, moved, outcome);
+    PyObject *result = go_on(self, "_send_on", &call, 0, moved, outcome, earlier);
     Py_ssize_t done = result == NULL ? -1 : PyLong_AsSsize_t(result);
     Py_XDECREF(result);
     return done;
@@ -189,11 +189,7 @@ write_lines(Stream *self, PyObject *lines, uint64_t deadline)
             continue;
         }
         PyObject *line = PyTuple_GetItem(lines, next++);
-        Py_ssize_t done = write_on(self, line, deadline, progress.part, outcome);
-        if (done < 0 && total > 0 && PyErr_ExceptionMatches(PyExc_TimeoutError)) {
-            PyErr_Clear();
-            return total;
-        }
+        Py_ssize_t done = write_on(self, line, deadline, progress.part, outcome, total);
         if (done < 0)
             return -1;
         total += done;
@@ -297,7 +293,7 @@ read_into(Stream *self, const Call *call, int full)
     if (outcome == READY)
         result = PyLong_FromLong((long)moved);
     else if (outcome > READY)
-        result = go_on(self, "_receive_into_on", call, full, moved, outcome);
+        result = go_on(self, "_receive_into_on", call, full, moved, outcome, 0);
     end_turn(&self->incoming->turn);
     return result;
 }

@@ -268,6 +268,51 @@ def test_what_is_read_in_place_wraps(ends: Ends) -> None:
     server.consume(76)
 
 
+def test_what_a_signal_handler_raises_is_not_taken_for_the_time_that_is_out(machine: Machine) -> None:
+    """Also where bytes were moved before: dom0 asks after the other domain each second, and goes on."""
+
+    def out_of_time(number: int, frame: object) -> None:
+        raise TimeoutError("the program's own")
+
+    calls: list[Callable[[Vchan], object]] = [
+        lambda end: end.write(bytes(100_000)),
+        lambda end: end.writelines([bytes(100), bytes(100_000)]),
+        lambda end: end.fill(bytearray(100)),
+    ]
+    for call in calls:
+        with (
+            xengrant.connect(machine.url(0)) as dom0,
+            xengrant.connect(machine.url(2)) as guest,
+            vchan.serve(2, "x", domain=dom0) as end,
+            vchan.connect(0, "x", domain=guest, timeout=SOON) as other,
+        ):
+            other.write(b"half")
+            old = signal.signal(signal.SIGALRM, out_of_time)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1.2)
+                with pytest.raises(TimeoutError, match="the program's own"):
+                    call(end)
+            finally:
+                signal.signal(signal.SIGALRM, old)
+
+
+def test_a_wait_that_comes_when_all_is_closed_does_not_begin(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `close` rings it rang before, and nobody rings again."""
+
+    class Silent:
+        changes = 0
+
+        def wait(self, changes: int, left: float | None) -> int:
+            raise AssertionError("waits at an end that is closed")
+
+    server, _ = ends()
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_doorbell", Silent())
+        patch.setattr(server, "_ended", True)
+        with pytest.raises(xengrant.InterfaceClosed):
+            server._await_events(lambda: False, None, "nothing came to")
+
+
 def test_a_signal_handler_runs_and_may_close(ends: Ends) -> None:
     server, _ = ends()
     called: list[int] = []

@@ -303,7 +303,7 @@ class Vchan(Stream):
 
     # Waiting. `_native.Stream` does it, in one call where nothing comes between; else these go on.
 
-    def _send_on(self, data: Buffer, whole: bool, deadline: float | None, progress: tuple[int, int]) -> int:
+    def _send_on(self, data: Buffer, whole: bool, deadline: float | None, progress: tuple[int, int, int]) -> int:
         def send(done: int, left: float | None) -> int | tuple[int, int]:
             return self._outgoing.send(data, done, whole, left)
 
@@ -327,7 +327,9 @@ class Vchan(Stream):
             raise self._peer_closed()
         return data
 
-    def _receive_into_on(self, buffer: Buffer, full: bool, deadline: float | None, progress: tuple[int, int]) -> int:
+    def _receive_into_on(
+        self, buffer: Buffer, full: bool, deadline: float | None, progress: tuple[int, int, int]
+    ) -> int:
         def receive(done: int, left: float | None) -> int | tuple[int, int]:
             return self._incoming.receive_into(buffer, done, full, left)
 
@@ -337,11 +339,15 @@ class Vchan(Stream):
         self,
         move: Callable[[int, float | None], int | tuple[int, int]],
         deadline: float | None,
-        progress: tuple[int, int],
+        progress: tuple[int, int, int],
         late: str,
     ) -> tuple[int, int]:
-        """Move what `progress` left: how many bytes were moved in all, and the outcome. Late only where none were."""
-        done, outcome = progress
+        """Move what `progress` left: how many bytes were moved in all, and the outcome.
+
+        `progress` is how many were moved, the outcome, and how many the same call moved of other buffers before. The
+        time is out only where none were.
+        """
+        done, outcome, earlier = progress
 
         def more(left: float | None) -> int:
             nonlocal done
@@ -350,11 +356,9 @@ class Vchan(Stream):
             done += count
             return how
 
-        try:
-            outcome = self._watch(more, outcome, deadline, late)
-        except TimeoutError:
-            if done == 0:
-                raise
+        outcome = self._wait_on(more, outcome, deadline)
+        if outcome == _LATE and done + earlier == 0:
+            raise self._time_is_out(late)
         return done, outcome
 
     @property
@@ -369,16 +373,25 @@ class Vchan(Stream):
             changes = doorbell.changes
             if found():
                 return _READY
+            if self._ended:  # what ends it changes this first, and rings then: by now nobody may ring any more
+                return _WOKEN
             waited = doorbell.wait(changes, left)
             return _READY if found() else _AFTER_EVENTS[waited]
 
         self._watch(wait, wait(seconds_until(deadline)), deadline, late)
 
     def _watch(self, wait: Callable[[float | None], int], outcome: int, deadline: float | None, late: str) -> int:
-        """Wait until the outcome is `_READY` or `_PEER_GONE`, while this end is open and the other domain alive.
+        """As `_wait_on`, but late is a `TimeoutError`: `late` says what did not happen, before the path."""
+        outcome = self._wait_on(wait, outcome, deadline)
+        if outcome == _LATE:
+            raise self._time_is_out(late)
+        return outcome
 
-        `late` says what did not happen, before the path, when the time is out.
-        """
+    def _time_is_out(self, late: str) -> TimeoutError:
+        return TimeoutError(f"{late} {self.path} in time")
+
+    def _wait_on(self, wait: Callable[[float | None], int], outcome: int, deadline: float | None) -> int:
+        """Wait while this end is open and the other domain alive, until `_READY`, `_PEER_GONE`, or `_LATE`."""
         peer, doorbell = self._peer, self._doorbell
         listening = False
         try:
@@ -399,7 +412,7 @@ class Vchan(Stream):
                             raise
                         return outcome
                 if left == 0:
-                    raise TimeoutError(f"{late} {self.path} in time")
+                    return _LATE
                 outcome = wait(left)
             return outcome
         finally:
