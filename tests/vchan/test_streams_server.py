@@ -12,6 +12,8 @@ import pytest
 import xengrant
 from xengrant import vchan
 from xengrant.embedded import Machine
+from xengrant.vchan import channel
+from xengrant.vchan import server as vchan_server
 
 from .ends import LONG, Recorder, run
 from .test_streams import echo, echoed
@@ -280,6 +282,30 @@ def test_pages_that_come_free_elsewhere_are_found_without_a_word(
                 await asyncio.sleep(0)
             machine.configure(1, gntalloc_limit=1024)
             assert await echoed(mapper, b"second", "many") == b"second"
+
+    run(main())
+
+
+def test_a_domain_that_writes_to_the_page_before_it_is_offered_ends_no_server(
+    granter: xengrant.Domain, mapper: xengrant.Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offers = 0
+
+    def offer(*args: Any) -> Any:
+        nonlocal offers
+        offers += 1
+        if offers == 2:
+            raise xengrant.ProtocolError("the ring's indices are 5000 apart")
+        return channel.offer(*args)
+
+    monkeypatch.setattr(vchan_server, "offer", offer)
+
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        async with await vchan.start_server(echo, 2, "many", domain=granter), connected(mapper):
+            assert await echoed(mapper, b"second", "many") == b"second"
+        assert [type(context["exception"]) for context in told] == [xengrant.ProtocolError]
 
     run(main())
 

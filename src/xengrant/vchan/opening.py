@@ -51,7 +51,8 @@ def serve(
     where it may use /dev/xen/privcmd, giving its processor to other domains in between, elsewhere keeping it busy.
     `peer` is what tells of the death of the other domain; dom0, which xenstore tells, needs none. `domain` is by
     default what `xengrant.connect()` gives.
-    Raises as `Gntshr.share_pages` and `EventChannels.bind_unbound`, `XenStoreError`, `ValueError`.
+    Raises as `Gntshr.share_pages` and `EventChannels.bind_unbound`, `XenStoreError`, `ValueError`, and `ProtocolError`
+    where the domain guessed the page's ref and wrote nonsense to it before it was offered.
     """
     checked_domid(domid)
     check_seconds(poll)

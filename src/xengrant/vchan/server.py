@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from xengrant.errors import GrantError, GrantTableFull, InterfaceUnavailable, PeerClosed
+from xengrant.errors import GrantError, GrantTableFull, InterfaceUnavailable, PeerClosed, ProtocolError
 from xengrant.vchan.channel import Channel, offer
 from xengrant.vchan.keys import Keys, publish_async, withdraw_async
 from xengrant.vchan.transport import VchanTransport
@@ -36,9 +36,10 @@ class VchanServer(asyncio.AbstractServer):
     """Offers vchans at one path to one domain, as an `asyncio.Server` listens on a socket.
 
     Made by `start_server` and `create_server`, and serving from then on. A new vchan that cannot be offered, since
-    pages, ports or xenstore's quota are used up, is reported to the loop's exception handler and tried again: when a
-    client leaves, or later. While there are as many clients as may be, none is offered. The death of the domain,
-    `PeerClosed`, and whatever else goes wrong there end the server: `serve_forever` raises it.
+    pages, ports or xenstore's quota are used up, or since the domain guessed its ref and wrote nonsense into it, is
+    reported to the loop's exception handler and tried again: when a client leaves, or later. While there are as many
+    clients as may be, none is offered. The death of the domain, `PeerClosed`, and whatever else goes wrong there end
+    the server: `serve_forever` raises it.
 
     Threads: those of its event loop only.
     """
@@ -191,7 +192,8 @@ class VchanServer(asyncio.AbstractServer):
             try:
                 return await self._offer()
             except (GrantError, OSError) as error:
-                if not isinstance(error, GrantTableFull) and getattr(error, "errno", None) not in _PASSING:
+                passes = isinstance(error, GrantTableFull | ProtocolError)  # that by a client that guessed the ref
+                if not passes and getattr(error, "errno", None) not in _PASSING:
                     raise
                 if not told:
                     told = True
