@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from xengrant import _native
 from xengrant.abi.grant_table import V1_ENTRY_SIZE, V2_ENTRY_SIZE
 from xengrant.grant_entries import GrantEntry, make_entries
-from xengrant.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from xengrant.grant_entries import Entries, Frames
@@ -95,12 +94,14 @@ class Snapshot:
 
 def _copy(copy: bytearray, frames: Frames, unit: int) -> bool:
     """Copy frames that others write, `unit` bytes at a time; whether anything is new."""
-    grown = len(frames) * PAGE_SIZE - len(copy)
-    copy.extend(bytes(grown))
-    changed = grown > 0
+    changed = False
     at = 0
-    for buffer in frames.buffers:
+    for buffer in list(frames.buffers):  # the table may grow meanwhile
         with memoryview(buffer) as view:
+            end = at + view.nbytes
+            if end > len(copy):
+                copy.extend(bytes(end - len(copy)))
+                changed = True
             changed |= _native.copy_entries(view, copy, at, unit)
-            at += view.nbytes
+            at = end
     return changed

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xengrant import EntryKind, GrantTable, PeerTally
+from xengrant import EntryKind, GrantTable, PeerTally, _native, grant_snapshot
 from xengrant.abi.xen import PAGE_SIZE
-from xengrant.grant_entries import entries_of
+from xengrant.grant_entries import EntriesV1, entries_of
 from xengrant.grant_snapshot import Snapshot
 
 from .memory import READING, TableMemory
@@ -42,6 +44,21 @@ def test_a_snapshot_shows_each_entry_as_it_is_read_alone(memory: TableMemory) ->
     assert len(snapshot) == len(entries)
     assert snapshot.grants() == [entry for entry in single if entry.granted or entry.mapped]
     assert list(snapshot.arrays().refs) == [entry.ref for entry in snapshot.grants()]
+
+
+def test_a_table_that_grows_while_it_is_copied_is_copied_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = EntriesV1([bytearray(PAGE_SIZE)])
+
+    def grow(*args: Any) -> bool:
+        entries.frames.add(bytearray(PAGE_SIZE))
+        return _native.copy_entries(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grant_snapshot, "_native", SimpleNamespace(copy_entries=grow))
+        snapshot = Snapshot(entries)
+    assert len(snapshot) == 512
+    assert snapshot.refresh(entries)
+    assert len(snapshot) == 1024
 
 
 @settings(max_examples=25)
