@@ -448,4 +448,7 @@ def _granted_side(side: _Side, offset: int) -> tuple[int, int, int] | None:
 
 
 def _local_side(memory: memoryview | Mapping | bytes | bytearray, offset: int, length: int) -> memoryview:
-    return memoryview(memory).cast("B")[offset : offset + length]
+    side = memoryview(memory).cast("B")[offset : offset + length]
+    if side.nbytes != length:  # another thread shortened it after `_check_segment`; from now on it cannot
+        raise ValueError(f"{length} bytes at {offset} are no longer within the memory")
+    return side

@@ -334,6 +334,19 @@ def test_a_copy_carries_both_sides(system: FakeSystem, gnttab: Gnttab) -> None:
     assert bytes(into.target) == b"ello"
 
 
+def test_memory_that_was_shortened_meanwhile_is_not_copied_to(
+    system: FakeSystem, gnttab: Gnttab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread, after the segments were checked: the hypervisor would write beyond its end."""
+    memory = bytearray(100)
+    monkeypatch.setattr(gnttab, "check_can_copy", lambda: memory.__delitem__(slice(50, None)))
+    for segment in (CopySegment((1, 8), memory, 10, dest_offset=45), CopySegment(memory, (1, 8), 10, source_offset=45)):
+        memory.extend(bytes(100 - len(memory)))
+        with pytest.raises(ValueError, match="no longer within"):
+            gnttab.copy([segment])
+    assert "COPY" not in system.journal
+
+
 def test_whether_there_is_grant_copy_is_asked_once(system: FakeSystem, gnttab: Gnttab) -> None:
     segment = CopySegment((1, 8), bytearray(1), 1)
     system.failures["mmap"] = error(errno.EINVAL)
