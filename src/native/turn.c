@@ -41,8 +41,10 @@ take_turn(Turn *turn, uint64_t deadline)
             Py_BEGIN_ALLOW_THREADS
             syscall(SYS_futex, &turn->state, FUTEX_WAIT_PRIVATE, free + 2, &limit, NULL, 0);
             Py_END_ALLOW_THREADS
-            if (PyErr_CheckSignals() < 0)
+            if (PyErr_CheckSignals() < 0) {
+                syscall(SYS_futex, &turn->state, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); /* what may have woken this one */
                 return -1;
+            }
         }
     }
     __atomic_store_n(&turn->owner, self, __ATOMIC_RELAXED);
