@@ -14,7 +14,7 @@ SOAK_S ?= 1800
 EXAMPLES ?= 200
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml setup.py $(wildcard src/native/*.[ch])
 	$(PYTHON) -m venv $(VENV)
