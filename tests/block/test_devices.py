@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
 import random
-import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from xengrant.abi import blkif
 from xengrant.embedded import Machine
 from xengrant.errors import GrantTableFull, InterfaceClosed, PeerClosed, XenStoreError
 from xengrant.pv import block
+from xengrant.pv.block.back_queue import BackQueue
+from xengrant.pv.connection import Connection
 
 from .ends import SOON, looped
 from .plugged import FRONT, HANDLE, SLOT, attached, bus, made, plugged
+from .slow import Slow
 
 
 @pytest.mark.parametrize("protocol", blkif.LAYOUTS)
@@ -118,6 +122,9 @@ async def test_a_disk_that_shrank_ends_where_it_ends_now(machine: Machine, tmp_p
             assert isinstance(backend, block.BlockBackend)
             disk.size = 8192
             await backend.resize()
+            async with asyncio.timeout(SOON):
+                while front.info.sectors != 16:
+                    await asyncio.sleep(0.01)
             info, front._info = front.info, dataclasses.replace(front.info, sectors=32)  # as one that does not care
             for asked in (front.read(24, 8), front.write(24, bytes(4096))):
                 with pytest.raises(OSError, match="the back end failed"):
@@ -145,30 +152,178 @@ async def test_a_request_for_which_pages_are_wanting_fails_at_once(
 
 @looped
 async def test_counters_outlive_a_connection_whose_disk_was_slow(machine: Machine) -> None:
-    class Slow(block.Memory):
-        begun, goes_on = threading.Event(), threading.Event()
-
-        def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
-            self.begun.set()
-            self.goes_on.wait(SOON)
-            super().pwritev(buffers, offset)
-
     disk = Slow(8192)
+    async with _impatient(machine, disk) as served, made(machine):
+        async with attached(machine) as front:
+            await front.read(0, 8)
+            backend = served.devices[1, str(HANDLE)]._backend
+            assert isinstance(backend, block.BlockBackend)
+            await _leave_while_writing(front, disk)
+        disk.goes_on.set()
+        async with attached(machine) as front:
+            await front.read(0, 8)
+            assert backend.counters.reads == 2
+            assert backend.counters.depth == 0
+            assert backend.rings == 1
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["connected again", "plugged again"])
+@looped
+async def test_no_write_of_a_connection_that_is_over_overwrites_one_of_the_next(machine: Machine, anew: bool) -> None:
+    disk = Slow(8192)
+    async with _impatient(machine, disk) as served, AsyncExitStack() as there:
+        there_first = await there.enter_async_context(AsyncExitStack())
+        await there_first.enter_async_context(made(machine))
+        async with attached(machine) as front:
+            await _leave_while_writing(front, disk)
+        if anew:
+            await there_first.aclose()
+            await there.enter_async_context(made(machine))
+        again = asyncio.create_task(_write(machine, b"new"))
+        refused = asyncio.create_task(_error(served))
+        await asyncio.wait({again, refused}, return_when=asyncio.FIRST_COMPLETED)
+        assert not again.done(), "connected while the disk is at an old write"
+        assert "still at requests of a connection that is over" in str(refused.result())
+        disk.goes_on.set()
+        await again
+        assert bytes(disk.data[:3]) == b"new"
+
+
+@contextlib.asynccontextmanager
+async def _impatient(machine: Machine, disk: block.VectoredDisk) -> AsyncIterator[pv.BackendBus]:
+    """A bus whose hooks may not last."""
     with xengrant.connect(machine.url(0)) as domain:
-        async with pv.BackendBus("vbd", block.serving(disk), domain=domain, hook_seconds=0.2) as served, made(machine):
-            async with attached(machine) as front:
-                await front.read(0, 8)
-                backend = served.devices[1, str(HANDLE)]._backend
-                assert isinstance(backend, block.BlockBackend)
-                writing = asyncio.ensure_future(front.write(0, bytes(4096)))
-                await asyncio.to_thread(disk.begun.wait, SOON)
-            with pytest.raises(InterfaceClosed):
-                await writing
-            async with attached(machine) as front:
-                await front.read(0, 8)
-                assert backend.counters.reads == 2
-                assert backend.rings == 1
-            disk.goes_on.set()
+        async with pv.BackendBus("vbd", block.serving(disk), domain=domain, hook_seconds=0.4) as served:
+            yield served
+
+
+async def _leave_while_writing(front: block.BlockFrontend, disk: Slow) -> None:
+    writing = asyncio.ensure_future(front.write(0, b"old".ljust(4096)))
+    await asyncio.to_thread(disk.begun.wait, SOON)
+    front.close()
+    with pytest.raises(InterfaceClosed):
+        await writing
+
+
+async def _write(machine: Machine, data: bytes) -> None:
+    async with attached(machine) as front:
+        await front.write(0, data.ljust(4096))
+
+
+async def _error(served: pv.BackendBus) -> BaseException:
+    """What the device fails with, not counting a disconnect that is given up."""
+    async with asyncio.timeout(SOON):
+        while True:
+            device = served.devices.get((1, str(HANDLE)))
+            if device is not None and device.error is not None and not str(device.error).startswith("disconnect"):
+                return device.error
+            await asyncio.sleep(0.01)
+
+
+@looped
+async def test_a_plain_disk_may_discard(machine: Machine) -> None:
+    disk = _Plain(8192)
+    async with plugged(machine, disk) as (front, _):
+        assert front.info.can_discard
+        await front.write(0, b"x" * 8192)
+        await front.discard(8, 8)
+        assert disk.data == b"x" * 4096 + bytes(4096)
+
+
+class _Plain:
+    """A disk without vectors. What begins at `bad` cannot be read."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.data = bytearray(size)
+        self.bad = -1
+
+    def pread(self, length: int, offset: int) -> bytes:
+        if offset == self.bad:
+            raise OSError(errno.EIO, "a bad sector")
+        return bytes(self.data[offset : offset + length])
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        if offset == self.bad:
+            raise OSError(errno.EIO, "a bad sector")
+        self.data[offset : offset + len(data)] = data
+
+    def flush(self) -> None:
+        """Nothing is to be done."""
+
+    def discard(self, length: int, offset: int) -> None:
+        self.data[offset : offset + length] = bytes(length)
+
+
+@looped
+async def test_what_another_server_offered_is_offered_no_more(machine: Machine) -> None:
+    left: dict[str, pv.Value] = {"feature-discard": 1, "feature-max-indirect-segments": 256, "discard-secure": 1}
+    offer = block.Offer(writable=False, max_segments=0)
+    async with bus(machine, block.Memory(8192), offer), made(machine, **left), attached(machine) as front:
+        assert not front.info.can_discard
+        assert front.info.max_segments == 11
+
+
+@looped
+async def test_rings_for_which_threads_are_wanting_leave_none(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[BackQueue] = []
+    was_left: list[bool] = []
+    start, close = BackQueue.start, Connection._close
+
+    def start_one(self: BackQueue) -> None:
+        if len(started) == 1:
+            started.append(self)
+            raise RuntimeError("can't start new thread")
+        start(self)
+        started.append(self)
+
+    async def look_and_close(self: Connection, seconds: float) -> None:
+        if started and not was_left:
+            was_left.append(not started[0].over.done())
+        await close(self, seconds)
+
+    monkeypatch.setattr(BackQueue, "start", start_one)
+    monkeypatch.setattr(Connection, "_close", look_and_close)
+    async with plugged(machine, block.Memory(8192), use=block.Use(rings=2)) as (front, served):
+        assert was_left == [False], "a thread serves a ring whose pages are taken from it"
+        assert await front.read(0, 8) == bytes(4096)
+        backend = served.devices[1, str(HANDLE)]._backend
+        assert isinstance(backend, block.BlockBackend)
+        assert backend.rings == 2
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+@looped
+async def test_a_large_request_that_fails_leaves_nothing_under_way(machine: Machine, kind: str) -> None:
+    disk = _Plain(4 << 20)
+    disk.bad = 0
+    async with plugged(machine, disk, use=block.Use(max_segments=11)) as (front, _):
+        with pytest.raises(OSError, match=f"failed at a {kind} of 88 sectors at 0"):
+            await (front.read(0, 8192) if kind == "read" else front.write(0, bytes(4 << 20)))
+        assert front._queues[0].depth == 0
+
+
+@looped
+async def test_a_disk_that_ends_while_its_nodes_are_read_says_what_ended_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with plugged(machine, block.Memory(8192)) as (front, served):
+        closed = asyncio.Event()
+
+        async def close_meanwhile(self: Connection, feature: str) -> bool:
+            front.close()
+            closed.set()
+            return True
+
+        monkeypatch.setattr(Connection, "taken", close_meanwhile)
+        backend = served.devices[1, str(HANDLE)]._backend
+        assert isinstance(backend, block.BlockBackend)
+        await backend.resize()  # the front end looks again
+        await closed.wait()
+        with pytest.raises(InterfaceClosed, match="this disk is closed"):
+            await front.read(0, 8)
 
 
 @looped

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from xengrant.abi import blkif
 from xengrant.errors import InterfaceClosed
 from xengrant.pv.block import File, Memory
 from xengrant.pv.block.disks import vectored
+from xengrant.pv.block.execution import execute
+from xengrant.pv.block.requests import Request
 
 
 @pytest.fixture
@@ -135,6 +138,24 @@ def test_a_plain_disk_is_used_with_copies() -> None:
     assert plain.data[49:55] == b"1abcd6"
     disk.flush()
     assert plain.flushed
+
+
+def test_a_plain_disk_has_discard_where_it_has() -> None:
+    class Discarding(_Plain):
+        def discard(self, length: int, offset: int) -> None:
+            self.data[offset : offset + length] = bytes(length)
+
+    plain = Discarding()
+    execute(vectored(plain), requests := [_discard(2, 50)])
+    assert requests[0].status == blkif.RSP_OKAY
+    assert plain.data[49:53] == b"1\0\x004"
+    assert not hasattr(vectored(_Plain()), "discard")
+
+
+def _discard(length: int, offset: int) -> Request:
+    request = Request(1, blkif.DISCARD, blkif.DISCARD, offset)
+    request.length = length
+    return request
 
 
 def test_a_plain_disk_that_moves_too_little_is_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from xengrant.embedded import Machine
 from xengrant.pv import block
 
 from .ends import SOON, looped
-from .plugged import attached, made
+from .plugged import attached, bus, made
 from .process import ServerProcess
 
 SIZE = 4 << 20
@@ -84,3 +85,26 @@ async def test_a_killed_server_loses_doubles_and_misplaces_no_sector(
             assert path.read_bytes() == work.model
     finally:
         await asyncio.to_thread(server.__exit__)
+
+
+@looped
+async def test_a_successor_without_discard_says_so_where_its_predecessor_offered_it(
+    machine: Machine, tmp_path: Path
+) -> None:
+    class Kept(block.Memory):
+        discard = None  # type: ignore[assignment]
+
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8192))
+    async with AsyncExitStack() as opened:
+        await opened.enter_async_context(made(machine))
+        server = opened.enter_context(ServerProcess(machine.url(0), str(image)))
+        front = await opened.enter_async_context(attached(machine))
+        assert front.info.can_discard
+        server.kill()
+        async with bus(machine, Kept(8192)):
+            with pytest.raises(OSError, match="does not do a discard"):
+                await front.discard(0, 8)
+            assert await front.read(0, 8) == bytes(4096)
+            front.close()
+            await opened.aclose()

@@ -16,7 +16,8 @@ from xengrant.gnttab import Gnttab
 from xengrant.pv.block.disks import Memory
 from xengrant.pv.block.pages import KeptPages
 
-from .ends import Ends, looped
+from .ends import SOON, Ends, looped
+from .slow import Slow
 
 PATHS = ["kept", "mapped", "copied"]
 
@@ -220,4 +221,32 @@ async def test_a_successor_answers_what_was_left(machine: Machine, pages: str, a
         ends.start_back()
         await asyncio.gather(*waiting)
         assert await ends.front.read(0, 64) == b"".join(bytes([number]) * 4096 for number in range(8))
+        assert not ends.errors
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["apart", "adjacent and failing"])
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_a_slow_disk_is_stopped_after_what_it_does_and_a_successor_does_the_rest(
+    machine: Machine, pages: str, fails: bool
+) -> None:
+    """Adjacent ones are done at once; where that fails, one by one."""
+    disk = Slow(1 << 20)
+    disk.fails_at_once = fails
+    step = 8 if fails else 16
+    async with Ends(machine, disk, pages=pages) as ends:
+        ends.stop_back()
+        waiting = [ends.front.write(step * number, memoryview(bytes([number + 1]) * 4096)) for number in range(4)]
+        await asyncio.sleep(0)
+        ends.start_back()
+        await asyncio.to_thread(disk.begun.wait, SOON)
+        ends.back.stop()
+        disk.goes_on.set()
+        ends.stop_back()
+        assert disk.written == [0], "more is done after the stop"
+        assert ends.back.counters.writes == 1
+        await asyncio.wait_for(waiting[0], SOON)
+        ends.start_back()
+        await asyncio.gather(*waiting)
+        assert disk.written == [512 * step * number for number in range(4)]
         assert not ends.errors

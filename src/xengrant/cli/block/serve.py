@@ -220,7 +220,10 @@ class _Server:
             await asyncio.wait({waiting, serving})
 
     async def _grow(self, live: Live) -> None:
-        """Tell the guest where the image has become larger. One that became shorter fails, where it ends."""
+        """Tell the guest where the image has become larger.
+
+        Of one that became shorter, reads fail where it ends; a write there makes it longer again.
+        """
         if self._image.grow():
             size = self._image.size
             live.event("grown", f"{self._image.path} has {size} bytes now", bytes=size)

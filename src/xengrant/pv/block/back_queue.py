@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from xengrant.abi import blkif
@@ -43,7 +44,8 @@ class BackQueue:
 
     `start` and `stop` are its owner's, who also owns ring, port and disk; `pages` it lets go of when it ends. `ended`
     is called in the thread where something ends it that is not `stop`: a `ProtocolError` of the front end's, or
-    `PeerClosed`. Nothing that is wrong with a single request ends it.
+    `PeerClosed`. Nothing that is wrong with a single request ends it. `over` is done when it has ended, and nothing of
+    it uses ring, port or disk any more.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class BackQueue:
         self._disk = disk
         self._ended = ended
         self._stopping = False
-        self._over = False
-        self._to_begin: deque[threading.Event] = deque()
+        self.over = _announcement()
+        self._to_begin: deque[Future[None]] = deque()
         self._server = self._make_server()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -83,21 +85,21 @@ class BackQueue:
         self._thread.start()
 
     def stop(self) -> None:
-        """Have it end after the batch that it is at; what is not answered then stays in the ring."""
+        """Have it end after what the disk is doing now; what is not done then stays in the ring."""
         self._stopping = True
         self.doorbell.wake()
 
-    def begin_anew(self) -> threading.Event:
-        """Have it look at the reader's limits again: set once all that was taken before is done."""
-        begun = threading.Event()
+    def begin_anew(self) -> Future[None]:
+        """Have it look at the reader's limits again: done once all that was taken before is."""
+        begun = _announcement()
         self._to_begin.append(begun)
         self.doorbell.wake()
-        if self._over:
-            begun.set()
+        if self.over.done():
+            self._begin()
         return begun
 
     def join(self, timeout: float | None = None) -> bool:
-        """Whether it has ended, after at most so many seconds: then nothing of it uses ring, port or disk."""
+        """Whether it is over, after at most so many seconds."""
         if self._thread.ident is not None:
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -111,14 +113,20 @@ class BackQueue:
             if not self._stopping:
                 self._ended(error)
         finally:
-            self._pages.end()
-            self._over = True
-            self._begin()
+            try:
+                self._pages.end()
+            finally:
+                self.over.set_result(None)
+                self._begin()
 
     def _begin(self) -> None:
         """Whatever was taken is done, and the limits are those of now."""
         while self._to_begin:
-            self._to_begin.popleft().set()
+            try:
+                begun = self._to_begin.popleft()
+            except IndexError:  # at the end, `begin_anew` may be here as well
+                return
+            begun.set_result(None)
 
     def _make_server(self) -> BlockServer | None:
         """What does the usual requests without Python: where pages are kept, and the disk is a file."""
@@ -168,11 +176,14 @@ class BackQueue:
             self._pages.read_tables(self._reader, indirect)
         for batch in _batches(requests):
             self._pages.open(batch)
-            execute(self._disk, batch)
+            done = execute(self._disk, batch, self._is_stopping)
             self._pages.close(batch)
-            self._answer(batch)
+            self._answer(done)
             if self._stopping:
                 break
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
 
     def _answer(self, batch: Sequence[Request]) -> None:
         answer, pack = self._ring.answer, self._reader.layout.pack_response
@@ -201,6 +212,13 @@ class BackQueue:
                 counters.flushes += 1
                 counters.written_bytes += request.length
         counters.depth -= len(batch)
+
+
+def _announcement() -> Future[None]:
+    """For any event loop to await (asyncio.wrap_future); one that does not wait any more cannot cancel it."""
+    announcement: Future[None] = Future()
+    announcement.set_running_or_notify_cancel()
+    return announcement
 
 
 def _batches(requests: Sequence[Request]) -> Sequence[Sequence[Request]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,10 @@ __all__ = ["BlockBackend", "Offer", "serving"]
 _MAX_RING_ORDER = 4  # 16 pages, as Linux has it (XENBUS_MAX_RING_GRANT_ORDER)
 _MAX_RINGS = 64
 
+_stopped: dict[Future[None], Disk | VectoredDisk] = {}
+"""The ends of queues that were stopped, and may still be at their disk. Not of one back end: the next connection may be
+another's, where the device was unplugged and plugged in again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:
@@ -45,9 +50,9 @@ class Offer:
     is not told apart. `max_segments` is that of indirect requests, in pages: 0 offers none. `max_rings` is how many
     rings a front end may have, `max_ring_order` how large each is: log2 of its pages. `persistent` is whether pages may
     stay mapped, and `kept_pages` how many do at least, for each ring, where the front end uses as many; twice as many
-    may. `data` is how the other front ends' pages are reached: "auto" copies where the hypervisor can.
-    `info` are flags of blkif.h beside VDISK_READONLY. `poll` is how many seconds, 0.1 at most, a ring's thread looks
-    for requests before it sleeps, as a vchan's end does (`xengrant.vchan.serve`).
+    may, or twice a request's pages where those are more. `data` is how the other front ends' pages are reached: "auto"
+    copies where the hypervisor can. `info` are flags of blkif.h beside VDISK_READONLY. `poll` is how many seconds, 0.1
+    at most, a ring's thread looks for requests before it sleeps, as a vchan's end does (`xengrant.vchan.serve`).
     """
 
     writable: bool = True
@@ -120,6 +125,12 @@ class BlockBackend(Backend):
             "feature-persistent": self._offer.persistent,
             "max-ring-page-order": self._offer.max_ring_order,
             "multi-queue-max-queues": self._offer.max_rings,
+            # What is not offered goes, too: an earlier server may have offered it.
+            "feature-max-indirect-segments": None,
+            "feature-discard": None,
+            "discard-granularity": None,
+            "discard-alignment": None,
+            "discard-secure": None,
         }
         if self._offer.max_segments > blkif.MAX_SEGMENTS_PER_REQUEST:
             offered["feature-max-indirect-segments"] = self._offer.max_segments
@@ -133,7 +144,12 @@ class BlockBackend(Backend):
         return offered
 
     async def connect(self, connection: Connection) -> Mapping[str, Value]:
-        """Raises `ProtocolError` for what the front end wrote and was not offered, `MapError`, `GrantError`."""
+        """Raises `ProtocolError` for what the front end wrote and was not offered, `MapError`, `GrantError`.
+
+        `TimeoutError` where the disk is still at requests of a connection that is over: an old write could overwrite
+        a new one.
+        """
+        await self._wait_for_stopped()
         offer, own, front = self._offer, connection.nodes, connection.otherend
         # What was offered is what the nodes say: a predecessor may have offered it.
         protocol = await front.text("protocol", default=blkif.NATIVE.protocol, choices=blkif.LAYOUTS)
@@ -147,7 +163,7 @@ class BlockBackend(Backend):
             sector_size=sector_size or offer.sector_size,
             writable=await self._is_writable(),
             max_segments=await own.number("feature-max-indirect-segments", most=BATCH_PAGES, default=0),
-            can_discard=await own.flag("feature-discard"),
+            can_discard=await own.flag("feature-discard") and self._has_discard,
         )
         self._limits.sectors = self._sectors()
         gnttab = connection.enter(connection.domain.gnttab())
@@ -161,28 +177,44 @@ class BlockBackend(Backend):
             queue = await self._queue(connection, prefix, order, reader, pages, number)
             polling.at(queue.doorbell)
             queues.append(queue)
-        self._queues = queues
-        for queue in queues:
-            queue.start()
+        try:
+            for queue in queues:
+                queue.start()
+                self._queues.append(queue)
+        except RuntimeError:  # as many threads as the system gives a process
+            await self.disconnect(connection)
+            raise
         return self._properties()
 
     async def disconnect(self, connection: Connection) -> None:
         """Stop after the requests that are being done; the others stay in the ring."""
         queues = self._queues
         for queue in queues:
+            _stopped[queue.over] = self.disk
+            queue.over.add_done_callback(_stopped.pop)
             queue.stop()
         try:
-            await asyncio.gather(*(asyncio.to_thread(queue.join) for queue in queues))
+            await asyncio.gather(*(asyncio.wrap_future(queue.over) for queue in queues))
         finally:  # a disk may be slower than the bus has patience
             self._ended, self._queues = self.counters, []
+            self._ended.depth = 0
 
     async def resize(self) -> None:
         """Tell the front end that the disk has another `size`, once no request is done that goes by the one before."""
         if self._limits is not None and (connection := self.device.connection) is not None:
             self._limits.sectors = self._sectors()
             rounds = [queue.begin_anew() for queue in self._queues]
-            await asyncio.gather(*(asyncio.to_thread(begun.wait) for begun in rounds))
+            await asyncio.gather(*map(asyncio.wrap_future, rounds))
             await connection.update({"sectors": self._limits.sectors})
+
+    async def _wait_for_stopped(self) -> None:
+        """For half the time that a hook has; the other half is for connecting."""
+        still = [over for over, disk in list(_stopped.items()) if disk is self.disk]
+        try:
+            async with asyncio.timeout(self.device._hook_seconds / 2):
+                await asyncio.gather(*map(asyncio.wrap_future, still))
+        except TimeoutError:
+            raise TimeoutError("the disk is still at requests of a connection that is over") from None
 
     async def _queue(
         self, connection: Connection, prefix: str, order: int, reader: Reader, pages: Pages, number: int
@@ -235,8 +267,12 @@ class BlockBackend(Backend):
         """What the toolstack's `mode` says counts, too."""
         return self._offer.writable and await self.device.nodes.text("mode", default="w") != "r"
 
+    @property
+    def _has_discard(self) -> bool:
+        return callable(getattr(self.disk, "discard", None))
+
     async def _can_discard(self) -> bool:
-        can = callable(getattr(self.disk, "discard", None)) and await self._is_writable()
+        can = self._has_discard and await self._is_writable()
         return can and bool(await self.device.nodes.number("discard-enable", most=1, default=1))
 
 

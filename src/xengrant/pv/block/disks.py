@@ -78,6 +78,8 @@ class _Copying:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self.flush = disk.flush
+        if (discard := getattr(disk, "discard", None)) is not None:
+            self.discard = discard
 
     @property
     def size(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xengrant.abi import blkif
@@ -24,10 +24,18 @@ _MAX_BUFFERS = 1024  # that preadv takes (IOV_MAX)
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def execute(disk: VectoredDisk, requests: Sequence[Request]) -> None:
-    """Do all requests that have no status, and give them one."""
+def execute(
+    disk: VectoredDisk, requests: Sequence[Request], is_stopped: Callable[[], bool] = lambda: False
+) -> Sequence[Request]:
+    """Do the requests that have no status, and give them one, until `is_stopped`: those that come before the first that
+    was not done.
+
+    A disk may be slow, and whoever stops it shall not have to wait for a whole ring of requests.
+    """
     at = 0
     while at < len(requests):
+        if is_stopped():
+            return requests[:at]
         request = requests[at]
         at += 1
         if request.status is not None:
@@ -52,8 +60,11 @@ def execute(disk: VectoredDisk, requests: Sequence[Request]) -> None:
             end += other.length
             at += 1
         if len(run) == 1 or not _do_run(disk, run, buffers):
-            for each in run:
+            for number, each in enumerate(run, at - len(run)):
+                if is_stopped():
+                    return requests[:number]
                 _do(disk, each)
+    return requests
 
 
 def _do_run(disk: VectoredDisk, run: Sequence[Request], buffers: Sequence[memoryview]) -> bool:

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import copy
 import functools
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -125,12 +125,13 @@ class BlockFrontend(pv.Frontend):
         self._check_range(sector, count)
         step = self._shape[2] * blkif.SECTORS_PER_PAGE
         pieces = [(at, min(step, sector + count - at)) for at in range(sector, sector + count, step)]
-        return b"".join(await asyncio.gather(*(self._queue().read(at, some) for at, some in pieces)))
+        return b"".join(await _all(self._queue().read(at, some) for at, some in pieces))
 
     async def write(self, sector: int, data: Buffer) -> None:
         """Write whole sectors from `sector` on. As `read`; EROFS is `ValueError` here, since the disk's info says it.
 
-        On its way when this returns, and kept when a `flush` after it has returned.
+        Kept when a `flush` after it has returned. One that is cancelled may still be under way: what was sent of it is
+        written all the same.
         """
         if not self.info.writable:
             raise ValueError("this disk is read-only")
@@ -139,11 +140,9 @@ class BlockFrontend(pv.Frontend):
             raise ValueError(f"{len(view)} bytes are no whole sectors of {blkif.SECTOR_SIZE}")
         self._check_range(sector, len(view) // blkif.SECTOR_SIZE)
         step = self._shape[2] * PAGE_SIZE
-        await asyncio.gather(
-            *(
-                self._queue().write(sector + at // blkif.SECTOR_SIZE, view[at : at + step])
-                for at in range(0, len(view), step)
-            )
+        await _all(
+            self._queue().write(sector + at // blkif.SECTOR_SIZE, view[at : at + step])
+            for at in range(0, len(view), step)
         )
 
     async def flush(self) -> None:
@@ -204,7 +203,7 @@ class BlockFrontend(pv.Frontend):
         rings, order, segments = self._shape
         sector_size = await back.number("sector-size", least=512, most=1 << 16, default=blkif.SECTOR_SIZE)
         flags = await back.number("info", default=0)
-        self._info = BlockInfo(
+        info = BlockInfo(
             sectors=await back.number("sectors", most=_MAX_SECTORS),
             sector_size=sector_size,
             physical_sector_size=await back.number("physical-sector-size", default=sector_size),
@@ -219,6 +218,8 @@ class BlockFrontend(pv.Frontend):
             rings=rings,
             ring_pages=1 << order,
         )
+        if self._queues:  # else it has ended meanwhile, and `_ended` says why
+            self._info = info
 
     async def changed(self, connection: Connection) -> None:
         """A resize, mostly."""
@@ -257,6 +258,13 @@ class BlockFrontend(pv.Frontend):
             raise ValueError(f"{count} sectors from {sector} on, of a disk of {info.sectors}")
         if sector % unit or count % unit:
             raise ValueError(f"{count} sectors from {sector} on are no whole sectors of {info.sector_size} bytes")
+
+
+async def _all(pieces: Iterable[asyncio.Future[bytes]]) -> list[bytes]:
+    """What all pieces of a read or write give, when none is under way any more; raises the first failure then."""
+    futures = list(pieces)
+    await asyncio.gather(*futures, return_exceptions=True)
+    return [future.result() for future in futures]
 
 
 @contextlib.asynccontextmanager

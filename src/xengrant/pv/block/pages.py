@@ -70,8 +70,8 @@ class KeptPages(Pages):
 
     They are mapped in groups, as requests bring them, and kept in two generations. When the younger has `most` pages,
     or 1024 groups, it becomes the old one, and what of the old one nobody has used meanwhile is unmapped: so many of
-    those used last stay mapped at least, and never more than twice as many. A `BlockServer` that is told of them knows
-    the younger generation.
+    those used last stay mapped at least, and never more than twice as many, or twice the pages of the largest request
+    where those are more. A `BlockServer` that is told of them knows the younger generation.
     """
 
     def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
