@@ -22,7 +22,7 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.abi.xs_wire import Operation
 from xengrant.devices import wire
 from xengrant.devices.wire import Direction, Kind
-from xengrant.embedded import Machine, connection, files
+from xengrant.embedded import Machine, connection, files, xenstore_tree
 from xengrant.embedded.descriptors import Descriptors
 from xengrant.embedded.stream import Stream
 
@@ -321,6 +321,44 @@ def test_requests_without_a_pause(
         with Store(machine, 3) as store:
             store.do(Operation.RM, "data/x")
     outcome("it waits for its turn as all others do")
+
+
+def test_a_transaction_whose_end_is_long(machine: Machine, monkeypatch: pytest.MonkeyPatch, outcome: Outcome) -> None:
+    """change a thousand nodes, each below the last, in one transaction, all watched from above"""
+    deep, steps = 900, 0
+    above = xenstore_tree.parent_of
+
+    def counted(path: str) -> str:
+        nonlocal steps
+        steps += 1
+        return above(path)
+
+    with Store(machine, 3) as store:
+        store.do(Operation.WATCH, "data", "token")
+        number = store.start()
+        paths = ["data" + "/x" * level for level in range(1, deep + 1)]
+        for path in paths:
+            store.do(Operation.WRITE, path, tail=b"", transaction=number)
+        store.do(Operation.READ, "data")
+        store.events.clear()  # of the watch itself
+        monkeypatch.setattr(xenstore_tree, "parent_of", counted)
+        store.do(Operation.TRANSACTION_END, "T", transaction=number)
+        for _ in range(deep):  # what was held back comes before later answers
+            store.do(Operation.READ, "data")
+        assert [event.split(b"\0")[0].decode() for event in store.events] == paths
+        assert steps < 5 * deep
+        store.do(Operation.RM, "data/x")
+    outcome("a few steps for each node")
+
+
+def test_more_unmapped_at_once_than_a_file_can_map(machine: Machine, outcome: Outcome) -> None:
+    """say of a million mappings that never were that they are gone, in one request"""
+    most = 2 * files.MAX_MAPPINGS
+    with Raw(machine, "gntdev") as device:
+        device.ask(Kind.MUNMAP, wire.pack_munmap(range(1, most + 1)))
+        with pytest.raises(ConnectionError):
+            device.ask(Kind.MUNMAP, wire.pack_munmap(range(1, most + 2)))
+    outcome("dropped")
 
 
 def test_events_of_a_slow_watcher(machine: Machine, outcome: Outcome) -> None:

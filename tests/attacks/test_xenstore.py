@@ -145,6 +145,31 @@ def test_a_node_whose_reader_is_taken_back(honest: Store, hostile: Store, outcom
     outcome("EACCES, and silence")
 
 
+def test_rights_of_a_domain_that_is_gone(machine: Machine, honest: Store, refused: Refused) -> None:
+    """come as the next domain of a number that had rights"""
+    shown = "/local/domain/1/data/shown"
+    machine.create(4)
+    honest.do(Operation.WRITE, f"{shown}/old", tail=b"1")
+    for path in (shown, f"{shown}/old"):
+        honest.do(Operation.SET_PERMS, path, "n1", "b4")
+    number = honest.start()
+    honest.do(Operation.WRITE, f"{shown}/later", tail=b"1", transaction=number)
+    machine.destroy(4)
+    machine.create(4)
+    with pytest.raises(OSError, match=errno.errorcode[errno.EAGAIN]):
+        honest.do(Operation.TRANSACTION_END, "T", transaction=number)
+    honest.do(Operation.WRITE, shown, tail=b"2")
+    honest.do(Operation.WRITE, f"{shown}/new", tail=b"2")
+    with Store(machine, 4) as hostile:
+        for path in (shown, f"{shown}/old", f"{shown}/new"):
+            with refused(errno.EACCES):
+                hostile.do(Operation.READ, path)
+            with refused(errno.EACCES):
+                hostile.do(Operation.WRITE, path, tail=b"mine")
+    machine.destroy(4)
+    honest.do(Operation.RM, shown)
+
+
 @pytest.mark.parametrize(
     "path",
     ["/local/domain/3/../1/data/private", "../1/data/private", "/local/domain/3/data/..", ".", "..", "//",

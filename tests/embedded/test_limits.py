@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,10 @@ from xengrant.abi.grant_table import GNTST_GENERAL_ERROR, NR_RESERVED_ENTRIES, V
 from xengrant.abi.xen import PAGE_SIZE
 from xengrant.devices import open_system
 from xengrant.embedded import Machine
+from xengrant.embedded.gntdev import Gntdev, Map
 
 from .conftest import Open
-from .ioctls import add_map, alloc, copy, dealloc, map_grants, refused, share
+from .ioctls import add_map, alloc, bind_unbound, copy, dealloc, map_grants, notify_at, refused, share, unmap
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -132,6 +135,38 @@ def test_the_grants_in_all_maps_of_a_domain_are_limited(opened: Open, machine: M
     add_map(first, [(1, 8)] * 4)
     with refused(errno.ENOMEM):
         add_map(first, [(1, 8)])
+
+
+class Looked(list[Map]):
+    """A list that counts what is taken out of it."""
+
+    looks = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(at)
+
+    def __iter__(self) -> Iterator[Map]:
+        for mapped in super().__iter__():
+            self.looks += 1
+            yield mapped
+
+
+def test_a_map_is_found_among_many_in_a_few_steps(opened: Open, machine: Machine) -> None:
+    device = opened(2, "gntdev")
+    last = max(add_map(device, [(1, 8)] * 2) for _ in range(1000))
+    (file,) = machine._server.hypervisor.domains[2].files
+    assert isinstance(file, Gntdev)
+    file._maps = maps = Looked(file._maps)
+    port = bind_unbound(opened(2, "evtchn"), 1)
+    notify_at(device, last + PAGE_SIZE, port=port)
+    with refused(errno.ENOENT):
+        notify_at(device, last + 2 * PAGE_SIZE, port=port)
+    with refused(errno.ENOENT):
+        unmap(device, last + PAGE_SIZE, 2)
+    unmap(device, last, 2)
+    assert maps.looks < 100
+    assert len(maps) == 999
 
 
 def test_a_big_map(opened: Open, machine: Machine) -> None:

@@ -20,7 +20,7 @@ from xengrant.devices import wire
 from xengrant.devices.wire import Kind, MalformedError
 from xengrant.embedded.domain import Domain
 from xengrant.embedded.evtchn import Evtchn
-from xengrant.embedded.files import Answer, File, fault
+from xengrant.embedded.files import MAX_MAPPINGS, Answer, File, fault
 from xengrant.embedded.gntalloc import Gntalloc
 from xengrant.embedded.gntdev import Gntdev
 from xengrant.embedded.hypervisor import Hypervisor
@@ -44,6 +44,9 @@ _MESSAGE_TIMEOUT = 10.0
 # Messages longer than this, half sent or not taken yet, may hold so much of the machine's memory for one domain.
 _SHORT = 64 << 10
 _MAX_HELD = 64 << 20
+# Bytes of a MUNMAP: a file's mappings, and as many cookies again whose mmap failed or never came.
+_MAX_MUNMAP = 2 * MAX_MAPPINGS * len(wire.pack_cookie(0))
+_ROOM = {Kind.HELLO: wire.MAX_HELLO, Kind.CONTROL: wire.MAX_CONTROL, Kind.MUNMAP: _MAX_MUNMAP}
 # Seconds that one connection is served before the others have their turns.
 _TURN = 0.005
 
@@ -194,7 +197,7 @@ class Connection:
             raise MalformedError(f"{kind.name} out of order")
         if (kind is Kind.CONTROL) != self._control:
             raise MalformedError(f"{kind.name} on {self.device}")
-        return {Kind.HELLO: wire.MAX_HELLO, Kind.CONTROL: wire.MAX_CONTROL}.get(kind, wire.MAX_BODY)
+        return _ROOM.get(kind, wire.MAX_BODY)
 
     def _serve(self, kind: Kind, body: bytes) -> None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -145,7 +146,9 @@ class Gntdev(File):
             raise fault(errno.EINVAL, f"unknown action {action:#x}")
         port = self.hypervisor.get_port(self.domain, number) if action & SEND_EVENT else None
         page = index // PAGE_SIZE
-        found = next((m for m in self._maps if m.index <= page < m.index + m.count), None)
+        found = self._last_from(page)
+        if found is not None and page >= found.index + found.count:
+            found = None
         if found is None or (action & CLEAR_BYTE and found.readonly):
             if port is not None:
                 port.put()
@@ -160,10 +163,13 @@ class Gntdev(File):
 
     def _find(self, index: int, count: int) -> Map | None:
         """A map by its page index and count, 0 for any (gntdev_find_map_index)."""
-        for mapped in self._maps:
-            if mapped.index == index and count in (0, mapped.count):
-                return mapped
-        return None
+        found = self._last_from(index)
+        return found if found is not None and found.index == index and count in (0, found.count) else None
+
+    def _last_from(self, page: int) -> Map | None:
+        """The last map that begins at the page or before it."""
+        at = bisect_right(self._maps, page, key=lambda mapped: mapped.index)
+        return self._maps[at - 1] if at else None
 
     def _map_grants(self, mapped: Map) -> None:
         """Map them all; what was mapped before a refusal stays, as in Linux, until the map is unmapped."""

@@ -55,10 +55,9 @@ class MachineServer:
         self._connections: dict[Connection, None] = {}  # in the order in which they came
         self._xenstore_clients: set[XenstoreClient] = set()
         self._listeners: list[socket.socket] = []
-        self._domids_used: set[int] = set()
         self._spare = _take_spare()
         self.store = XenStored()
-        self.hypervisor = Hypervisor(settings, self._call_later, self._introduce, self._release)
+        self.hypervisor = Hypervisor(settings, self._call_later, self.store.introduce, self._release)
         try:
             for name, accept in (
                 (wire.MACHINE_SOCKET, self._accept_device),
@@ -190,16 +189,6 @@ class MachineServer:
         for stream in self._streams():
             stream.abandon()
         self.hypervisor.abandon()
-
-    def _introduce(self, domid: int, name: str) -> None:
-        """Tell xenstore. What was allowed to a domid that nobody has had yet was meant for this domain.
-
-        Domains come into being when a process first joins them, so theirs may be named before, in permissions too.
-        """
-        self.store.introduce(domid, name)
-        if domid not in self._domids_used:
-            self._domids_used.add(domid)
-            self.store.introduced[domid] = 0
 
     def _release(self, domid: int) -> None:
         """A domain is no more: tell xenstore, and hang up on its processes."""

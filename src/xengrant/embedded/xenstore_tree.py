@@ -11,11 +11,15 @@ import abc
 import enum
 import errno
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from xengrant.abi.xs_wire import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Permission
+
+# What is there from the beginning to the end.
+PERMANENT = ("/", RELEASE_DOMAIN, INTRODUCE_DOMAIN)
 
 _NODE_HEADER = 24  # struct xs_tdb_record_hdr
 _PERMISSION_SIZE = 8  # struct xs_permissions
@@ -90,25 +94,22 @@ def _name_of(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf something is done. `introduced` says at which generation each domain came."""
+    """On whose behalf something is done. `introduced` are the domains that there are."""
 
     domid: int
     quotas: Quotas
-    introduced: Mapping[int, int]
+    introduced: Container[int]
 
     @property
     def privileged(self) -> bool:
         return self.domid == 0
 
     def rights(self, node: Node) -> Right:
-        """An entry that is older than the domain was meant for an earlier one of that number, and does not count."""
         if self.privileged or node.owner == self.domid:
             return _EVERYTHING
-        came = self.introduced.get(self.domid)
-        if came is not None and came <= node.generation:
-            for permission in node.permissions[1:]:
-                if permission.domid == self.domid:
-                    return _RIGHTS[permission.access]
+        for permission in node.permissions[1:]:
+            if permission.domid == self.domid:
+                return _RIGHTS[permission.access]
         return _RIGHTS[node.permissions[0].access]
 
 
@@ -140,19 +141,32 @@ class View(abc.ABC):
         """A quota stopped a request: xenstored lets a transaction only be dropped then."""
 
 
-Listener = Callable[[str, Node | None, bool, Node | None], None]
+class Change(NamedTuple):
+    """What `View.changed` was told."""
+
+    path: str
+    node: Node | None
+    exact: bool
+    old: Node | None
+
+
+Listener = Callable[[Iterable[Change]], None]
 
 
 class Tree(View):
-    """The nodes that everybody sees."""
+    """The nodes that everybody sees.
+
+    `forgotten` says at which generation a domain of that number was forgotten last.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._nodes: dict[str, Node] = {}
         self._owned: Counter[int] = Counter()
         self.generation = 0
+        self.forgotten: dict[int, int] = {}
         nobody = (Permission(0, "n"),)
-        for path in ("/", RELEASE_DOMAIN, INTRODUCE_DOMAIN):
+        for path in PERMANENT:
             self.put(path, Node(nobody))
 
     def next_generation(self) -> int:
@@ -176,13 +190,30 @@ class Tree(View):
         return self._owned[domid]
 
     def changed(self, path: str, node: Node | None, *, exact: bool = False, old: Node | None = None) -> None:
-        self._listener(path, node, exact, old)
+        self.tell([Change(path, node, exact, old)])
+
+    def tell(self, changes: Iterable[Change]) -> None:
+        self._listener(changes)
 
     def fail(self) -> None:
         """Quotas are checked before anything is changed."""
 
     def owned_by(self, domid: int) -> list[str]:
         return [path for path, node in self._nodes.items() if node.owner == domid]
+
+    def forget(self, domid: int) -> None:
+        """Take the domain out of all permissions, so that the next one of its number does not inherit its rights.
+
+        What it still owns becomes dom0's (xenstored_domain.c, remove_domid_perm).
+        """
+        self.forgotten[domid] = self.next_generation()
+        for path, node in list(self._nodes.items()):
+            owner, *others = node.permissions
+            kept = [permission for permission in others if permission.domid != domid]
+            if owner.domid == domid:
+                owner = Permission(0, owner.access)
+            if [owner, *kept] != [*node.permissions]:
+                self.put(path, replace(node, permissions=(owner, *kept)))
 
 
 @dataclass(slots=True)
@@ -206,6 +237,10 @@ class Transaction(View):
     _owned: Counter[int] = field(default_factory=Counter)
     _failed: bool = False
     _created: bool = False
+    _began: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._began = self.tree.generation
 
     def get(self, path: str) -> Node | None:
         return self._access(path).now
@@ -236,7 +271,10 @@ class Transaction(View):
         self._failed = True
 
     def commit(self) -> None:
-        """Check that nothing it looked at has changed (EAGAIN), make its nodes everybody's and tell the watches."""
+        """Check that nothing it looked at has changed (EAGAIN), make its nodes everybody's and tell the watches.
+
+        Nor may a domain that its permissions name have gone: they would be the next one's of that number.
+        """
         if self._failed:
             raise Refused(errno.ENOMEM)
         if self._created and not self.caller.privileged:
@@ -246,14 +284,22 @@ class Transaction(View):
         for path, accessed in self._accessed.items():
             if self.tree.get(path) is not accessed.before:
                 raise Refused(errno.EAGAIN)
+            if accessed.modified and self._names_forgotten(accessed.now):
+                raise Refused(errno.EAGAIN)
         for path, accessed in self._accessed.items():
             if accessed.modified and accessed.now is not None:
                 self.tree.put(path, accessed.now)
             elif accessed.modified:
                 self.tree.delete(path)
-        for path, accessed in self._accessed.items():
-            if accessed.told:
-                self.tree.changed(path, self.tree.get(path), exact=accessed.exact, old=accessed.before)
+        self.tree.tell(
+            Change(path, self.tree.get(path), accessed.exact, accessed.before)
+            for path, accessed in self._accessed.items()
+            if accessed.told
+        )
+
+    def _names_forgotten(self, node: Node | None) -> bool:
+        entries = node.permissions if node is not None else ()
+        return any(self.tree.forgotten.get(entry.domid, 0) > self._began for entry in entries)
 
     def _access(self, path: str) -> _Accessed:
         accessed = self._accessed.get(path)

@@ -9,12 +9,12 @@ Threads: one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from xengrant.abi.xs_wire import INTRODUCE_DOMAIN, RELEASE_DOMAIN, Permission
 from xengrant.embedded import xenstore_tree as tree
 from xengrant.embedded.xenstore_session import ProtocolViolation, StoreConnection, Watch
-from xengrant.embedded.xenstore_tree import Caller, Node, Quotas, Right, Tree
+from xengrant.embedded.xenstore_tree import Caller, Change, Quotas, Right, Tree
 
 __all__ = ["ProtocolViolation", "Quotas", "StoreConnection", "XenStored"]
 
@@ -25,7 +25,7 @@ class XenStored:
     def __init__(self, **quotas: int) -> None:
         self.quotas = Quotas(**quotas)
         self.tree = Tree(self._tell)
-        self.introduced: dict[int, int] = {0: 0}
+        self.introduced: set[int] = {0}
         self.connections: list[StoreConnection] = []
         self._dom0 = self.caller(0)
         self._watches: dict[str, list[Watch]] = {}
@@ -60,13 +60,19 @@ class XenStored:
         return connection
 
     def introduce(self, domid: int, name: str) -> None:
-        """Make what libxl makes for a guest (tools/libs/light/libxl_create.c) and fire @introduceDomain."""
+        """Make what libxl makes for a guest (tools/libs/light/libxl_create.c) and fire @introduceDomain.
+
+        Permissions may name the first domain of a number before it is there: a machine's domains come into being when
+        a process first joins them.
+        """
         if domid == 0:  # always there
             self.write("/local/domain/0/name", name.encode("utf-8"))
             return
         if domid in self.introduced:
             raise ValueError(f"domain {domid} is introduced already")
-        self.introduced[domid] = self.tree.generation + 1  # what is written from here on is meant for it
+        if domid in self.tree.forgotten:
+            self.tree.forget(domid)  # what its number was allowed after the last one went was not meant for it either
+        self.introduced.add(domid)
         home, vm, libxl = f"/local/domain/{domid}", _vm_path(domid), f"/libxl/{domid}"
         theirs_to_read = [Permission(0, "n"), Permission(domid, "r")]
         theirs = [Permission(domid, "n")]
@@ -96,13 +102,15 @@ class XenStored:
 
     def release(self, domid: int) -> None:
         """Forget a domain that is destroyed: its connections, its nodes and what it owns elsewhere; @releaseDomain."""
-        if self.introduced.pop(domid, None) is None:
+        if domid not in self.introduced:
             return
+        self.introduced.remove(domid)
         for connection in [other for other in self.connections if other.domid == domid]:
             connection.close()
         for path in [f"/local/domain/{domid}", _vm_path(domid), f"/libxl/{domid}", *self.tree.owned_by(domid)]:
-            if self.tree.get(path) is not None:
+            if self.tree.get(path) is not None and path not in tree.PERMANENT:
                 tree.remove(self.tree, path)
+        self.tree.forget(domid)
         self.tree.changed(RELEASE_DOMAIN, None)
 
     def write(self, path: str, value: bytes, permissions: Sequence[Permission] | None = None) -> None:
@@ -140,24 +148,43 @@ class XenStored:
         if not at_path:
             del self._watches[watch.path]
 
-    def _tell(self, path: str, node: Node | None, exact: bool, old: Node | None) -> None:
-        """Send an event to each watch that the change concerns and whose domain may know of it (watch_permitted).
+    def _tell(self, changes: Iterable[Change]) -> None:
+        """Send an event to each watch that a change concerns and whose domain may know of it (watch_permitted).
 
         That is who may read the node or the one above it, or could before its permissions were replaced.
         """
-        above = path
-        watches = list(self._watches.get(path, ()))
-        while not exact and above != "/" and not path.startswith("@"):
-            above = tree.parent_of(above)
-            watches += self._watches.get(above, ())
-        if not watches:
-            return
-        node = node or self.tree.get(path)
-        parent = None if path.startswith("@") or node is None else self.tree.get(tree.parent_of(path))
-        for watch in sorted(watches, key=lambda watch: watch.order):
-            rights = watch.connection.caller.rights
-            if any(seen is not None and Right.READ in rights(seen) for seen in (old, node, parent)):
-                watch.connection.tell(watch, path)
+        known: dict[str, tuple[Watch, ...]] = {}
+        for path, node, exact, old in changes:
+            if exact or path.startswith("@"):
+                watches = tuple(self._watches.get(path, ()))
+            else:
+                watches = self._watches_of(path, known)
+            if not watches:
+                continue
+            now = node or self.tree.get(path)
+            parent = None if path.startswith("@") or now is None else self.tree.get(tree.parent_of(path))
+            for watch in watches:
+                rights = watch.connection.caller.rights
+                if any(seen is not None and Right.READ in rights(seen) for seen in (old, now, parent)):
+                    watch.connection.tell(watch, path)
+
+    def _watches_of(self, path: str, known: dict[str, tuple[Watch, ...]]) -> tuple[Watch, ...]:
+        """Those of the path and of all above it, oldest first.
+
+        What is found on the way goes into `known`: a transaction may change a thousand nodes, each below the last.
+        """
+        unknown = []
+        while path not in known:
+            unknown.append(path)
+            if path == "/":
+                break
+            path = tree.parent_of(path)
+        watches = known.get(path, ())
+        for here in reversed(unknown):
+            if own := self._watches.get(here):
+                watches = tuple(sorted((*own, *watches), key=lambda watch: watch.order))
+            known[here] = watches
+        return watches
 
 
 def _vm_path(domid: int) -> str:

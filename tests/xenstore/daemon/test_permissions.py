@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from xengrant.embedded.xenstored import XenStored
 
 from ..asker import Asker, refused
@@ -97,17 +99,109 @@ def test_an_owner_has_to_exist(dom0: Asker) -> None:
         dom0.set_perms("/a", "n7")
 
 
-def test_a_new_domain_does_not_inherit_rights_of_its_number(store: XenStored, dom0: Asker) -> None:
-    dom0.write("/secret", b"1")
-    dom0.set_perms("/secret", "n0", "r1", "r3")
+@pytest.mark.parametrize("meanwhile", ["nothing", "write", "child made", "child removed", "permissions kept"])
+@pytest.mark.parametrize("when", ["before it comes", "when it is there"])
+def test_a_new_domain_does_not_inherit_rights_of_its_number(
+    store: XenStored, dom0: Asker, two: Asker, meanwhile: str, when: str
+) -> None:
+    two.write("data/secret/old", b"1")
+    for path in ("data/secret", "data/secret/old"):
+        two.set_perms(path, "n2", "b1", "r3")
     store.release(1)
-    store.introduce(1, "another")
-    store.introduce(3, "three")
-    for domid in (1, 3):
+    if when == "when it is there":
+        store.introduce(1, "another")
+    if meanwhile == "write":
+        two.write("data/secret", b"2")
+    elif meanwhile == "child made":
+        two.write("data/secret/new", b"2")
+    elif meanwhile == "child removed":
+        two.rm("data/secret/old")
+    elif meanwhile == "permissions kept":  # what it read of them it writes again
+        two.set_perms("data/secret", *two.get_perms("data/secret"))
+    if when == "before it comes":
+        store.introduce(1, "another")
+    new = Asker(store, 1)
+    new.watch("/local/domain/2/data/secret")
+    new.take_events()
+    for name in ("", "/old", "/new"):
         with refused("EACCES"):
-            Asker(store, domid).read("/secret")
-    dom0.set_perms("/secret", "n0", "r1")
-    assert Asker(store, 1).read("/secret") == b"1"
+            new.read(f"/local/domain/2/data/secret{name}")
+        with refused("EACCES"):
+            new.write(f"/local/domain/2/data/secret{name}", b"mine")
+    two.write("data/secret", b"3")
+    two.write("data/secret/another", b"3")
+    assert new.take_events() == []
+    assert two.get_perms("data/secret") == ["n2", "r3"]
+    two.set_perms("data/secret", "n2", "r1")
+    assert new.read("/local/domain/2/data/secret") == b"3"
+
+
+def test_the_first_domain_of_a_number_may_be_named_before_it_is_there(store: XenStored, dom0: Asker) -> None:
+    dom0.write("/a", b"1")
+    dom0.set_perms("/a", "n0", "r3")
+    store.introduce(3, "three")
+    assert Asker(store, 3).read("/a") == b"1"
+
+
+def test_a_new_domain_is_not_told_what_its_number_was(store: XenStored, dom0: Asker) -> None:
+    dom0.set_perms("@releaseDomain", "n0", "r1")
+    dom0.set_perms("@introduceDomain", "n1")
+    store.release(1)
+    assert dom0.get_perms("@releaseDomain") == ["n0"]
+    assert dom0.get_perms("@introduceDomain") == ["n0"]
+    store.introduce(1, "another")
+    new = Asker(store, 1)
+    for asker in (new, dom0):
+        asker.watch("@releaseDomain")
+        asker.watch("@introduceDomain")
+        asker.take_events()
+    store.release(2)
+    store.introduce(2, "another")
+    assert dom0.take_events() == [("@releaseDomain", "t"), ("@introduceDomain", "t")]
+    assert new.take_events() == []
+
+
+def test_what_is_there_for_good_outlives_its_owner(store: XenStored, dom0: Asker, two: Asker) -> None:
+    dom0.set_perms("/", "r1")
+    store.release(1)
+    assert dom0.get_perms("/") == ["r0"]
+    assert two.read("/local/domain/2/name") == b"two"
+
+
+@pytest.mark.parametrize("returns", [False, True], ids=["gone", "another is there"])
+@pytest.mark.parametrize("what", ["entry", "owner", "write", "child"])
+def test_a_transaction_that_names_a_domain_which_goes_is_tried_again(
+    store: XenStored, dom0: Asker, what: str, returns: bool
+) -> None:
+    dom0.mkdir("/a")
+    if what in ("write", "child"):
+        dom0.set_perms("/a", "n0", "b1")
+    tx = dom0.start()
+    if what == "write":
+        dom0.write("/a", b"2", tx)
+    elif what == "child":
+        dom0.mkdir("/a/b", tx)
+    else:
+        dom0.set_perms("/a", *{"entry": ("n0", "b1"), "owner": ("n1",)}[what], tx=tx)
+    store.release(1)
+    if returns:
+        store.introduce(1, "another")
+    with refused("EAGAIN"):
+        dom0.end(tx)
+    tx = dom0.start()
+    dom0.write("/a", b"2", tx)
+    dom0.end(tx)
+    assert dom0.get_perms("/a") == ["n0"]
+
+
+def test_a_transaction_of_the_time_between_two_domains_names_neither(store: XenStored, dom0: Asker) -> None:
+    dom0.mkdir("/a")
+    store.release(1)
+    tx = dom0.start()
+    dom0.set_perms("/a", "n0", "b1", tx=tx)
+    store.introduce(1, "another")
+    with refused("EAGAIN"):
+        dom0.end(tx)
 
 
 def test_nor_what_was_written_last_before_it_came(store: XenStored, dom0: Asker) -> None:
