@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import datetime
 import pickle
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +130,17 @@ def long(size: int) -> bytes:
     return b"\x8b" + struct.pack("<i", size) + b"\x7f" * size
 
 
+PRIME = sys.hash_info.modulus
+ALIKE = [number * PRIME for number in range(1, 50_001)]
+"""All of hash 0: CPython compares each, as a key, with all that are there."""
+LONGS = [b"\x8a\x0b" + number.to_bytes(11, "little") for number in ALIKE]
+
+
+def members(values: Iterable[Any]) -> bytes:
+    """A frozenset of these, which no process has to make: a tuple's pickle with another end."""
+    return pickle.dumps(tuple(values), 5)[:-3] + b"\x91\x94."
+
+
 def calls(make: bytes, arguments: bytes, depth: int) -> bytes:
     """One call's result as the first argument of the next."""
     return b"\x80\x05" + make + b"\x940" + b"h\0(" * depth + b"N" + (arguments + b"tR") * depth + b"."
@@ -154,6 +166,16 @@ ONE = MAKE + b"(\x96" + struct.pack("<Q", 1) + b"a\x8c\x03|u1K\x01\x85\x8c\x01Ct
         pytest.param(WIDE_LIST + MAKE + b"(C\x01ah\x3cK\x01\x85\x8c\x01CtR.", id="dtype of shared lists"),
         pytest.param(WIDE_LIST + ONE + b"K\0h\x3cs.", id="element of shared lists"),
         pytest.param(ONE + b"Nb.", id="state of an array"),
+        pytest.param(b"\x80\x05}(" + b"".join(key + b"N" for key in LONGS) + b"u.", id="keys alike"),
+        pytest.param(b"\x80\x05}" + b"".join(key + b"Ns" for key in LONGS) + b".", id="keys alike, one by one"),
+        pytest.param(b"\x80\x05\x8f(" + b"".join(LONGS) + b"\x90.", id="set of numbers alike"),
+        pytest.param(members(ALIKE), id="frozenset of them"),
+        pytest.param(members((1, (number,)) for number in ALIKE), id="tuples alike"),
+        pytest.param(members(frozenset({1, (number,)}) for number in ALIKE), id="frozensets alike"),
+        pytest.param(members((1 << 600, 1, number) for number in ALIKE), id="tuples alike of long numbers"),
+        pytest.param(members((complex(-1000003 * n, n), "") for n in range(1, 50_000)), id="complex numbers alike"),
+        pytest.param(members(range(number, number + 1) for number in ALIKE), id="ranges alike"),
+        pytest.param(members((1,) * 1000 + (number,) for number in ALIKE[:2000]), id="wide tuples alike"),
     ],
 )
 def test_program_that_would_not_end(program: bytes) -> None:
@@ -180,6 +202,7 @@ def nested(depth: int, kind: Any) -> Any:
 
 
 SHARED_KEY = ("a key", tuple(range(50)))
+GRID = [(x, y) for x in range(-100, 100) for y in range(100)]
 ORDINARY = [
     nested(200, list),
     nested(200, dict),
@@ -188,22 +211,35 @@ ORDINARY = [
     [{SHARED_KEY: number} for number in range(20_000)],
     ((tuple(range(1000)),) * 1000,),
     {(x, y): [x] for x in range(200) for y in range(200)},
+    {number: str(number) for number in range(-50_000, 50_000)},
+    {str(number): number / 8 for number in range(100_000)},
+    dict.fromkeys([*GRID, *(number / 8 for number in range(1, 100_000))]),
+    {complex(*place): place for place in GRID},
+    {frozenset({place}): range(*place) for place in GRID},
+    {range(*place): 0 for place in GRID if place[0] < place[1]},
+    [{-1: "", -2: 0, 0: None, "": -1}] * 1000,
     {frozenset({(1, 2), "text"}): {2**500, b"b" * 5000, "t" * 70_000}},
     [slice(1, None), range(5), range(2**100), 1j],
     collections.OrderedDict([((1, 2), [3])]),
     collections.deque([1, 2, 3]),
     [Point(1, 2)] * 1000,
+    {datetime.date.fromordinal(day): day for day in range(1, 20_000)},
     [numpy.ones((2,) * 5), numpy.float64(3)],
 ]
 
 
 @pytest.mark.parametrize("value", ORDINARY, ids=lambda value: type(value).__name__)
 def test_ordinary_objects_pass(ends: tuple[Vchan, Vchan], value: Any) -> None:
-    names = {"collections.OrderedDict", "collections.deque", f"{Point.__module__}.Point"}
+    names = {"collections.OrderedDict", "collections.deque", "datetime.date", f"{Point.__module__}.Point"}
     scalar = {"numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
     found = carried(ends, value, allow=names | scalar)
     assert type(found) is type(value)
     assert pickle.dumps(found) == pickle.dumps(value)
+
+
+def test_large_set_passes(ends: tuple[Vchan, Vchan]) -> None:
+    large = {*GRID, *map(str, GRID), *(frozenset({place, "at"}) for place in GRID)}
+    assert carried(ends, large) == large
 
 
 def test_objects_in_themselves(ends: tuple[Vchan, Vchan]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import xengrant
 from xengrant import data
+from xengrant.data import tables
 
 SOON = 20.0
 
@@ -143,3 +144,49 @@ def test_lying_pages(granter: xengrant.Domain, mapper: xengrant.Domain, table: p
         except (xengrant.ProtocolError, UnicodeDecodeError):
             refused += 1
     assert refused > 5
+
+
+TEXTS, FLAGS = (stream_of(pyarrow.table({"s": values})) for values in (["one", "two", "three"], [True, False, True]))
+KIND = next(at for at, (one, other) in enumerate(zip(TEXTS, FLAGS, strict=False)) if one != other)
+"""Where the byte lies that has a column of texts be one of truth values: the types' descriptions are alike."""
+
+
+@pytest.mark.parametrize("copies", range(1, 5))
+def test_column_that_changes_its_type_is_not_left_in_place(
+    granter: xengrant.Domain, mapper: xengrant.Domain, monkeypatch: pytest.MonkeyPatch, copies: int
+) -> None:
+    """The peer makes truth values texts once so many of the messages' metadata have been copied from its pages."""
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, count=1, writable=False) as share:
+        share.mapping[: len(TEXTS)] = TEXTS
+        share.mapping[KIND] = FLAGS[KIND]
+        check, seen = tables._check_message, 0
+
+        def change(metadata: bytes) -> None:
+            nonlocal seen
+            check(metadata)
+            seen += 1
+            if seen == copies:
+                share.mapping[KIND] = TEXTS[KIND]
+
+        monkeypatch.setattr(tables, "_check_message", change)
+        header = json.dumps({"kind": "table", "bytes": len(TEXTS)})
+        with granter.advertise(share, "data/table", header), mapped(mapper) as there:
+            assert there.copied or there.table.schema.types == [pyarrow.bool_()]
+
+
+def test_column_that_became_text_is_not_looked_at_again(granter: xengrant.Domain, mapper: xengrant.Domain) -> None:
+    """Where the pages are kept, as something looks into them, and the table is made again."""
+    with granter.gntshr() as gntshr, gntshr.share_pages(2, count=1, writable=False) as share:
+        share.mapping[: len(TEXTS)] = TEXTS
+        share.mapping[KIND] = FLAGS[KIND]
+        header = json.dumps({"kind": "table", "bytes": len(TEXTS)})
+        with granter.advertise(share, "data/table", header):
+            there = mapped(mapper)
+            column = there.table["s"]
+            share.mapping[KIND] = TEXTS[KIND]
+            with pytest.raises(xengrant.ProtocolError, match="fixed width"):
+                there.close()
+            assert column.type == pyarrow.bool_()
+            del column
+            there.close()
+            assert there.closed

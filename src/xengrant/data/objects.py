@@ -12,7 +12,7 @@ import io
 import pickle
 import struct
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from xengrant.data.arrays import check_dtype, check_fits, look_into
@@ -124,7 +124,7 @@ def _range(*bounds: int) -> range:
     return range(*bounds)
 
 
-_PLAIN = {
+_PLAIN: dict[tuple[str, str], Callable[..., Any]] = {
     (__name__, "ARRAY"): ARRAY,
     ("builtins", "complex"): complex,
     ("builtins", "range"): _range,

@@ -2,6 +2,7 @@
 
 The header is JSON: {"kind": "table", "bytes": 12345}. Messages of a stream are metadata and body: the metadata are
 copied before Arrow looks at them, since the peer may write the pages at any time, and the bodies stay where they are.
+Each reader makes a copy of its own, so what is decided by a schema holds for that reader's table only.
 Arrow trusts what lies in a body where it says where something else lies, as the offsets of strings and the indices of
 dictionaries do. So only columns of fixed width are left in place; a table with others is copied first and then checked,
 unless the peer is `trusted`.
@@ -105,23 +106,33 @@ def map_table(
         raise ProtocolError(f"the peer's table of {size!r:.40} bytes does not lie in its {len(found.grants)} pages")
     with domain.gnttab() as gnttab:
         mapped = gnttab.map(found.grants, writable=False)
+    look = _table_of if trusted else _fixed_table_of
     try:
-        copied = not trusted and not _has_fixed_width(_look(mapped.mapping, size, _schema_of))
-        look = _copy_table if copied else _table_of
-        return MappedTable(mapped, lambda mapping: _look(mapping, size, look), copied=copied)
+        try:
+            return MappedTable(mapped, lambda mapping: _look(mapping, size, look), copied=False)
+        except _VariableWidth:
+            return MappedTable(mapped, lambda mapping: _look(mapping, size, _copy_table), copied=True)
     except BaseException:
         mapped.close()
         raise
 
 
-def _look(mapping: Any, size: int, look: Callable[[memoryview], Any]) -> Any:
+class _VariableWidth(ProtocolError):
+    """Columns that are not to be left in place."""
+
+
+def _look(mapping: Any, size: int, look: Callable[[memoryview], pyarrow.Table | None]) -> pyarrow.Table:
     """What `look` sees in the first bytes of a mapping, or `ProtocolError`, whose traceback has no view in it."""
     import pyarrow
 
     try:
-        return look(memoryview(mapping)[:size])
+        table = look(memoryview(mapping)[:size])
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"{error!s:.200}"
+    else:
+        if table is None:
+            raise _VariableWidth("the peer's table has come to have columns that are not of fixed width")
+        return table
     raise ProtocolError(f"the peer's pages hold no Arrow table: {problem}")
 
 
@@ -131,12 +142,19 @@ def _reader(memory: memoryview) -> pyarrow.RecordBatchStreamReader:
     return pyarrow.ipc.open_stream(pyarrow.PythonFile(_Messages(memory), mode="r"))
 
 
-def _schema_of(memory: memoryview) -> pyarrow.Schema:
-    return _reader(memory).schema
-
-
 def _table_of(memory: memoryview) -> pyarrow.Table:
-    table = _reader(memory).read_all()
+    return _read(_reader(memory))
+
+
+def _fixed_table_of(memory: memoryview) -> pyarrow.Table | None:
+    """The table, or None where its columns are not of fixed width, by the schema that it is read with: in the pages
+    there may be another one by now."""
+    reader = _reader(memory)
+    return _read(reader) if _has_fixed_width(reader.schema) else None
+
+
+def _read(reader: pyarrow.RecordBatchStreamReader) -> pyarrow.Table:
+    table = reader.read_all()
     table.validate()
     return table
 
