@@ -49,8 +49,13 @@ def show_each_other(url: Callable[[int], str], domids: Iterable[int]) -> None:
         store.set_permissions("data", [Permission(0, "n"), Permission(VICTIM, "r")])
         for domid in domids:
             home = f"/local/domain/{domid}/data"
-            store.set_permissions(home, [Permission(domid, "n"), Permission(SURVIVOR + VICTIM - domid, "r")])
+            theirs = [Permission(domid, "n"), Permission(SURVIVOR + VICTIM - domid, "r")]
+            store.set_permissions(home, theirs)
             store.write(f"{home}/here", "")
+            # Rights end with the domain that had them, also those to what the other one had written already.
+            for name in store.directory(home):
+                if name == "here" or name.startswith("port"):
+                    store.set_permissions(f"{home}/{name}", theirs)
 
 
 @pytest.fixture
