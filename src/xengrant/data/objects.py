@@ -51,7 +51,8 @@ def send_object(vchan: Vchan, value: object, timeout: float | None = None) -> No
     deadline = deadline_after(timeout)
     parts: list[Buffer] = [head, pickled, *buffers]
     for part in parts:
-        vchan.write(part, seconds_until(deadline))
+        if vchan.write(part, seconds_until(deadline)) < memoryview(part).nbytes:
+            raise TimeoutError(f"domain {vchan.domid} did not read all of an object in time")
 
 
 def recv_object(
@@ -66,17 +67,18 @@ def recv_object(
     """
     deadline = deadline_after(timeout)
 
-    def receive(size: int) -> bytearray:
+    def receive(size: int, *, first: bool = False) -> bytearray:
         memory = bytearray(size)
         came = vchan.fill(memory, seconds_until(deadline))
-        if came < size:
-            raise PeerClosed(errno.EPIPE, f"domain {vchan.domid} closed its end in the middle of an object")
-        return memory
+        if came == size:
+            return memory
+        if first and came == 0:
+            raise EOFError(f"domain {vchan.domid} closed its end")
+        if vchan.is_open:
+            raise TimeoutError(f"domain {vchan.domid} did not write all of an object in time")
+        raise PeerClosed(errno.EPIPE, f"domain {vchan.domid} closed its end in the middle of an object")
 
-    head = bytearray(_HEAD.size)
-    if not vchan.fill(head, seconds_until(deadline)):
-        raise EOFError(f"domain {vchan.domid} closed its end")
-    magic, count = _HEAD.unpack(head)
+    magic, count = _HEAD.unpack(receive(_HEAD.size, first=True))
     if magic != _MAGIC or count > _MOST_BUFFERS:
         raise ProtocolError(f"the peer sends no object, but {magic!r}")
     sizes = [size for (size,) in _SIZE.iter_unpack(receive(_SIZE.size * (count + 1)))]

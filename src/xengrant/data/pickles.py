@@ -7,12 +7,16 @@ no hash and end the walk; they may lie in each other and in themselves as they l
 
 It compares, too, each key with all those of the same dict or set whose hash is the same, in one opcode where it likes;
 and the hash of a number is that number modulo 2**61 - 1. So what can be a key has here the hash that it will have
-there. Hashes that are merely near each other cost some steps at most, as CPython's probing comes to use all their bits.
+there. Different hashes, too, can be such that each key is looked for in the places of all others, and in which order
+those are is CPython's own affair: so they are put into a dict or a set here as they will be there, some at a time, and
+what takes longer than all the rest of the following is refused.
 """
 
 from __future__ import annotations
 
+import operator
 import pickletools
+import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
@@ -29,6 +33,9 @@ _HASHED_PER_BYTE = 16
 _COMPARED = 1 << 24
 """What is compared in all, at most, of keys with the same hash. Honest pickles have next to none, so their size does
 not matter."""
+_PROBED = 1.0
+"""Seconds of processor time, beside as many as the rest takes, in which places for keys are looked for."""
+_CHUNK = 1024
 _STEP = 64
 """So many bytes of a text or a number take about as long as one object."""
 
@@ -40,24 +47,42 @@ _UNKNOWN: Any = []
 class _Made:
     """An object to be: what it is, how deep it is, its size, and a value that has the same hash.
 
-    `TypeError` where that is unknown, as the hash of a tuple that holds such an object is. `hashes` has how many keys
-    of each hash were put into a dict or a set.
+    `TypeError` where that is unknown, as the hash of a tuple that holds such an object is. `keys` are those that were
+    put into a dict or a set.
     """
 
-    __slots__ = ("_hash", "depth", "hashes", "kind", "size", "value")
+    __slots__ = ("_hash", "depth", "keys", "kind", "size", "value")
 
     def __init__(self, kind: str, depth: int = 0, size: int = 1, value: Any = _UNKNOWN) -> None:
         self.kind = kind
         self.depth = depth
         self.size = size
         self.value = value
-        self.hashes: dict[int | None, int] | None = None
+        self.keys: _Keys | None = None
         self._hash: int | None = None
 
     def __hash__(self) -> int:
         if self._hash is None:
             self._hash = hash(self.value)
         return self._hash
+
+
+class _Keys:
+    """The hashes of the keys of a dict, or of a set, and how many there are of each."""
+
+    __slots__ = ("counts", "members")
+
+    def __init__(self, *, of_set: bool) -> None:
+        self.counts: dict[int | None, int] = {}
+        self.members: set[int | None] | None = set() if of_set else None  # sets have their places in another order
+
+    def add(self, key: int | None) -> int:
+        """How many there were with this hash."""
+        same = self.counts.get(key, 0)
+        self.counts[key] = same + 1
+        if self.members is not None:
+            self.members.add(key)
+        return same
 
 
 _Object = _Made | str | bytes | int | float | None
@@ -110,6 +135,8 @@ class _Course:
         self._most = max(_HASHED, _HASHED_PER_BYTE * size)
         self._hashed = 0
         self._compared = 0
+        self._began = time.thread_time()
+        self._probing = 0.0
         self._others = count()
         self._stack: list[_Object] = []
         self._memo: list[_Object] = []
@@ -189,9 +216,10 @@ class _Course:
     def _frozenset(self, items: list[_Object]) -> _Made:
         """Where two hashes are the same, whether the two are one member is not known, and so not the hash of all. To
         compare it with another one takes as long as the members took that were compared with each other."""
-        hashes: dict[int | None, int] = {}
-        compared = self._hash(items, hashes)
-        known = None not in hashes and len(hashes) == len(items)
+        keys = _Keys(of_set=True)
+        compared = self._hash(items, keys)
+        all_differ = len(keys.counts) == len(items)
+        known = None not in keys.counts and (all_differ or not any(isinstance(item, _Made) for item in items))
         return self._hold("frozenset", items, frozenset(items) if known else _UNKNOWN, compared)
 
     def _fill(self, opcode: str, kind: str, count: int) -> None:
@@ -200,26 +228,33 @@ class _Course:
         if not isinstance(target, _Made) or target.kind not in (kind, "allowed"):
             raise ProtocolError(f"the peer's pickle has {opcode} for an object that takes none")
         if kind in ("dict", "set"):
-            if target.hashes is None:
-                target.hashes = {}
-            self._hash(items[::2] if kind == "dict" else items, target.hashes)
+            if target.keys is None:
+                target.keys = _Keys(of_set=kind == "set")
+            self._hash(items[::2] if kind == "dict" else items, target.keys)
 
-    def _hash(self, items: list[_Object], hashes: dict[int | None, int]) -> int:
-        """Have these be keys beside those whose hashes these are: how much is compared."""
+    def _hash(self, items: list[_Object], keys: _Keys) -> int:
+        """Have these be keys beside those: how much is compared."""
         sizes = list(map(_size, items))
         self._hashed += sum(sizes)
         if self._hashed > self._most:
             raise ProtocolError(f"the peer's pickle has keys of more than {self._most} objects in all")
+        hashes = list(map(_hash_of, items))
         compared = 0
-        for item, size in zip(items, sizes, strict=True):
-            key = _hash_of(item)
-            same = hashes.get(key, 0)
-            hashes[key] = same + 1
-            compared += same * size
+        for start in range(0, len(hashes), _CHUNK):
+            end = start + _CHUNK
+            began = time.thread_time() if len(keys.counts) > _CHUNK else None
+            compared += sum(map(operator.mul, map(keys.add, hashes[start:end]), sizes[start:end]))
+            if began is not None:
+                self._probe(time.thread_time() - began)
         self._compared += compared
         if self._compared > _COMPARED:
             raise ProtocolError(f"the peer's pickle has keys of the same hash: more than {_COMPARED} are compared")
         return compared
+
+    def _probe(self, seconds: float) -> None:
+        self._probing += seconds
+        if self._probing > _PROBED + (time.thread_time() - self._began - self._probing):
+            raise ProtocolError("the peer's pickle has keys that take each other's places")
 
 
 def _result(called: Any, arguments: list[_Object]) -> Any:
