@@ -38,8 +38,8 @@ _MAX_RING_ORDER = 4  # 16 pages, as Linux has it (XENBUS_MAX_RING_GRANT_ORDER)
 _MAX_RINGS = 64
 
 _stopped: dict[Future[None], Disk | VectoredDisk] = {}
-"""The ends of queues that were stopped, and may still be at their disk. Not of one back end: the next connection may be
-another's, where the device was unplugged and plugged in again."""
+"""The ends of queues that were stopped, and may still write to their disk. Not of one back end: the next connection may
+be another's, where the device was unplugged and plugged in again; it is to be given the same object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +190,9 @@ class BlockBackend(Backend):
         """Stop after the requests that are being done; the others stay in the ring."""
         queues = self._queues
         for queue in queues:
-            _stopped[queue.over] = self.disk
-            queue.over.add_done_callback(_stopped.pop)
+            if self._limits is None or self._limits.writable:  # what only reads may take as long as it likes
+                _stopped[queue.over] = self.disk
+                queue.over.add_done_callback(_stopped.pop)
             queue.stop()
         try:
             await asyncio.gather(*(asyncio.wrap_future(queue.over) for queue in queues))
