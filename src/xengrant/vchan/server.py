@@ -170,7 +170,11 @@ class VchanServer(asyncio.AbstractServer):
             channels = self._domain.aio.evtchn()
             held.callback(channels.close)
             port = held.enter_context(channels.bind_unbound(self.domid))
-            offered = _Offer(offer(self._domain, port, *self._sizes), port, held.pop_all())
+            try:
+                channel = offer(self._domain, port, *self._sizes)
+            except ProtocolError as error:
+                raise _SpoiltError(str(error)) from None
+            offered = _Offer(channel, port, held.pop_all())
         keys = offered.channel.keys
         assert keys is not None
         try:
@@ -192,7 +196,7 @@ class VchanServer(asyncio.AbstractServer):
             try:
                 return await self._offer()
             except (GrantError, OSError) as error:
-                passes = isinstance(error, GrantTableFull | ProtocolError)  # that by a client that guessed the ref
+                passes = isinstance(error, GrantTableFull | _SpoiltError)
                 if not passes and getattr(error, "errno", None) not in _PASSING:
                     raise
                 if not told:
@@ -271,6 +275,10 @@ class VchanServer(asyncio.AbstractServer):
 
     def _report(self, message: str, error: Exception) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error})
+
+
+class _SpoiltError(ProtocolError):
+    """The client guessed the ref of a page that was not offered yet, and wrote nonsense to it: the next is another."""
 
 
 class _Offer:
