@@ -72,7 +72,10 @@ def test_ctrl_c_ends_it_cleanly(
         running.ctrl_c()
         done = running.ended()
         os.close(writer)
-        assert done.returncode == status, done
+        # Where the signal falls into code that Python makes of text, as for a dataclass, `python -m` ends by SIGINT
+        # once all is over, whatever the status is; of both a shell says 130.
+        ended_by = 128 - done.returncode if done.returncode < 0 else done.returncode
+        assert ended_by == status, done
         assert b"Traceback" not in done.stderr
         until(lambda: machine.leaks() == before, f"everything is given back: {machine.leaks()}")
     until(lambda: not any(map(_parent, children)), "its processes have ended")
