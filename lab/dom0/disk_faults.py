@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from lab.dom0.disk_checks import SAME_LINKS, digest, kernel_has_no_complaint
+from lab.dom0.disk_checks import SAME_LINKS, digest, kernel_has_no_complaint, wait_for_disk, wait_until_gone
 from lab.dom0.disks import CommandDisk, Disk
 from lab.dom0.guest import Command, Guest
 from lab.dom0.served_disks import DiskServer
@@ -30,6 +30,7 @@ __all__ = [
     "kill_server_under_files",
     "kill_server_under_requests",
     "random_requests",
+    "unplug_under_requests",
     "writer_at_work",
 ]
 
@@ -255,6 +256,25 @@ def dead_disk_is_io_errors(guest: Guest, disk: Disk, server: DiskServer) -> str:
         guest.check(f"mount -t ext4 {device} /mnt/disk")
         assert guest.check("cat /mnt/disk/kept; umount /mnt/disk") == "kept\n", "what was synchronised is not there"
     return failed.output.strip().splitlines()[-1]
+
+
+def unplug_under_requests(guest: Guest, disk: Disk) -> str:
+    """A slow disk goes while requests wait in its ring: each fails, and none is waited for without end."""
+    queue = f"/sys/block/{disk.vdev}"
+    with kernel_has_no_complaint(guest):
+        running = writer(guest, disk, size=4 << 20, seed="unplug")
+        guest.check(f"until read -r _ writes < {queue}/inflight && test $writes -gt 2; do usleep 20000; done", 30)
+        started = time.monotonic()
+        disk.unplug()
+        taken = time.monotonic() - started
+        status, output = running.wait(60)
+        assert status, "the guest could write on to a disk that is gone"
+        assert "Input/output error" in output, output
+        wait_until_gone(guest, disk)
+    disk.plug()
+    wait_for_disk(guest, disk)
+    guest.check(f"dd if=/dev/{disk.vdev} of=/dev/null iflag=direct bs=4096 count=1 status=none", 30)
+    return f"unplugged in {taken:.2f} s; {output.count('Input/output error')} threads of 4 got EIO"
 
 
 def destroy_guest_in_use(

@@ -25,9 +25,9 @@ from lab.dom0.xenstore import xenstore_read
 from lab.dom0.xl import XlError
 
 MIB = 1 << 20
-GOOD, BAD, DYING, OWN = (Path(f"/run/disk-{name}.img") for name in ("good", "bad", "dying", "own"))
+GOOD, BAD, DYING, SLOW, OWN = (Path(f"/run/disk-{name}.img") for name in ("good", "bad", "dying", "slow", "own"))
 """Images, on tmpfs. The last is served by the tool, the others by one server."""
-SIZES = {GOOD: 128 * MIB, BAD: 32 * MIB, DYING: 32 * MIB, OWN: 128 * MIB}
+SIZES = {GOOD: 128 * MIB, BAD: 32 * MIB, DYING: 32 * MIB, SLOW: 8 * MIB, OWN: 128 * MIB}
 OFTEN = "--interval 0.1"
 """So that the job sees how far the tool's server is."""
 
@@ -78,7 +78,8 @@ def main() -> int:
     for image, size in SIZES.items():
         with open(image, "wb") as file:
             file.truncate(size)
-    with DiskServer({"xvdb": (GOOD,), "xvdc": (BAD, bad), "xvdd": (DYING, "later")}) as server:
+    disks = {"xvdb": (GOOD,), "xvdc": (BAD, bad), "xvdd": (DYING, "later"), "xvdf": (SLOW, "slow:0.2@1")}
+    with DiskServer(disks) as server:
         with Guest.create("first", memory=384, files=disk_tools()) as guest:
             checks.prepare(guest)
             first(guest, server, judge, long=options.long)
@@ -95,12 +96,17 @@ def first(guest: Guest, server: DiskServer, judge: Judge, *, long: bool) -> None
     good = ServedDisk(guest.domid, GOOD, "xvdb")
     bad = ServedDisk(guest.domid, BAD, "xvdc")
     dying = ServedDisk(guest.domid, DYING, "xvdd")
+    slow = ServedDisk(guest.domid, SLOW, "xvdf")
     own = python_disk(guest.domid, OWN, "xvde", options=OFTEN)
     with good, bad, dying:
         for disk in (good, bad, dying):
             checks.wait_for_disk(guest, disk)
         for check in ALWAYS + LONG * long:
             judge(guest, check.__name__, partial(check, guest, good))
+        if judge.wants("unplug_under_requests"):
+            with slow:
+                checks.wait_for_disk(guest, slow)
+                judge(guest, "unplug_under_requests", partial(faults.unplug_under_requests, guest, slow))
         if judge.wants("bad_sectors_are_io_errors", "dead_disk_is_io_errors"):
             with faults.writer_at_work(guest, good):
                 judge(guest, "bad_sectors_are_io_errors", partial(faults.bad_sectors_are_io_errors, guest, bad))

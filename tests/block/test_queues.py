@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import tempfile
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +14,7 @@ from xengrant.abi import blkif
 from xengrant.abi.blkif import Layout
 from xengrant.embedded import Machine
 from xengrant.gnttab import Gnttab
-from xengrant.pv.block.disks import Memory
+from xengrant.pv.block.disks import File, Memory
 from xengrant.pv.block.pages import KeptPages
 
 from .ends import SOON, Ends, looped
@@ -250,3 +251,44 @@ async def test_a_slow_disk_is_stopped_after_what_it_does_and_a_successor_does_th
         await asyncio.gather(*waiting)
         assert disk.written == [512 * step * number for number in range(4)]
         assert not ends.errors
+
+
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_what_a_closing_device_does_not_do_fails(machine: Machine, pages: str) -> None:
+    """Where nobody goes on with the ring, a front end would wait for ever."""
+    disk = Slow(1 << 20)
+    async with Ends(machine, disk, pages=pages) as ends:
+        first = asyncio.ensure_future(ends.front.write(0, memoryview(bytes(4096))))
+        await asyncio.to_thread(disk.begun.wait, SOON)
+        others = [asyncio.ensure_future(ends.front.write(16 * number, memoryview(bytes(4096)))) for number in (1, 2, 3)]
+        await asyncio.sleep(0)
+        ends.back.stop(refuse=True)
+        disk.goes_on.set()
+        await first
+        results = await asyncio.gather(*others, return_exceptions=True)
+        assert [getattr(result, "errno", result) for result in results] == [errno.EIO] * 3
+        assert disk.written == [0], "more is done after the stop"
+        assert ends.back.join(SOON)
+        assert ends.back.counters.errors == 3
+        assert ends.back.counters.depth == 0
+        assert not ends.errors
+
+
+@pytest.mark.parametrize("pages", PATHS)
+@looped
+async def test_a_file_that_closes_at_once_answers_all_that_was_asked(machine: Machine, pages: str) -> None:
+    with tempfile.NamedTemporaryFile() as image:
+        image.truncate(1 << 20)
+        with File(image.name) as disk:
+            async with Ends(machine, disk, pages=pages) as ends:
+                ends.stop_back()
+                page = memoryview(bytes(4096))
+                waiting = [asyncio.ensure_future(ends.front.write(8 * number, page)) for number in range(8)]
+                await asyncio.sleep(0)
+                ends.start_back()
+                ends.back.stop(refuse=True)
+                results = await asyncio.gather(*waiting, return_exceptions=True)
+                assert {getattr(result, "errno", result) for result in results} <= {None, errno.EIO}
+                assert ends.back.join(SOON)
+                assert not ends.errors

@@ -49,7 +49,11 @@ class Backend:
         raise NotImplementedError(f"{type(self).__name__} does not say how to connect")
 
     async def disconnect(self, connection: Connection) -> None:
-        """The connection is over. What it holds is closed after this; a `connect` that failed has no `disconnect`."""
+        """The connection is over. What it holds is closed after this; a `connect` that failed has no `disconnect`.
+
+        With ``connection.closing`` the device closes: a front end may wait for what it asked until it is answered.
+        Otherwise a successor may take the connection up, or the front end has started over.
+        """
 
 
 class MakeBackend(Protocol):
@@ -192,10 +196,11 @@ class BackendDevice(Device):
         if self._failure is None and await self._switch({self.state}, XenbusState.CONNECTED, nodes):
             await self._clear_error()
 
-    async def _disconnect(self) -> None:
+    async def _disconnect(self, *, closing: bool = False) -> None:
         connection, self.connection = self.connection, None
         if connection is None:
             return
+        connection.closing = closing
         self._tell()
         assert self._backend is not None
         try:
@@ -206,7 +211,7 @@ class BackendDevice(Device):
             await connection._close(self._hook_seconds)
 
     async def _close(self) -> None:
-        await self._disconnect()
+        await self._disconnect(closing=True)
         await self._switch({self.state}, XenbusState.CLOSED)
 
     async def _give_up(self, error: BaseException | None = None) -> None:
@@ -218,7 +223,7 @@ class BackendDevice(Device):
             self._failures = 0
         self._next_offer = now + min(_FIRST_DELAY * 2**self._failures, _LAST_DELAY)
         self._failures = min(self._failures + 1, 30)
-        await self._disconnect()
+        await self._disconnect(closing=True)
         await self._report(error)
         await self._switch(_OPEN, XenbusState.CLOSING)
 

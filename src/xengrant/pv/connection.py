@@ -34,13 +34,15 @@ class Connection:
     """The two ends of a device, from `connect` to `disconnect`.
 
     `resume` says that both ends were connected already when this program came: a back end's predecessor died, and the
-    front end noticed nothing. What is mapped, shared, bound or entered through it is closed after `disconnect`, last
-    first; so are the tasks that it started, before that. Threads: those of its event loop only, but for `fail`.
+    front end noticed nothing; `closing`, in a back end's `disconnect`, that the device closes and nobody goes on with
+    what is under way. What is mapped, shared, bound or entered through it is closed after `disconnect`, last first; so
+    are the tasks that it started, before that. Threads: those of its event loop only, but for `fail`.
     """
 
     def __init__(self, device: Device, *, resume: bool = False) -> None:
         self.device = device
         self.resume = resume
+        self.closing = False
         self._stack: contextlib.AsyncExitStack | None = contextlib.AsyncExitStack()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._channels: AsyncEventChannels | None = None

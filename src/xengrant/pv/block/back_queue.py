@@ -66,7 +66,7 @@ class BackQueue:
         self._reader = reader
         self._disk = disk
         self._ended = ended
-        self._stopping = False
+        self._stopping = self._refusing = False
         self.over = _announcement()
         self._to_begin: deque[Future[None]] = deque()
         self._server = self._make_server()
@@ -84,8 +84,13 @@ class BackQueue:
         """Begin with what is not answered. Once."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Have it end after what the disk is doing now; what is not done then stays in the ring."""
+    def stop(self, *, refuse: bool = False) -> None:
+        """Have it end after what the disk is doing now; what is not done then stays in the ring, or is refused.
+
+        A front end waits for each request that it made, and its domain's programs with it, also after it has closed
+        (Linux drivers/block/xen-blkfront.c, blkfront_closing): nobody else will answer where the device closes.
+        """
+        self._refusing = refuse
         self._stopping = True
         self.doorbell.wake()
 
@@ -108,6 +113,8 @@ class BackQueue:
         try:
             self.doorbell.ring()  # a predecessor may have died between an answer and its event
             self._serve()
+            if self._refusing:
+                self._refuse_all()
         except Exception as error:
             self._counters.depth = 0
             if not self._stopping:
@@ -181,6 +188,14 @@ class BackQueue:
             self._answer(done)
             if self._stopping:
                 break
+
+    def _refuse_all(self) -> None:
+        """Answer with an error what was not done, be it taken or not."""
+        requests = list(map(self._reader.read, self._ring.take_unanswered()))
+        self._counters.depth = len(requests)
+        for request in requests:
+            request.refuse("the disk is unplugged")
+        self._answer(requests)
 
     def _is_stopping(self) -> bool:
         return self._stopping

@@ -187,13 +187,15 @@ class BlockBackend(Backend):
         return self._properties()
 
     async def disconnect(self, connection: Connection) -> None:
-        """Stop after the requests that are being done; the others stay in the ring."""
+        """Stop after the requests that are being done. The others fail where the device closes, and stay in the ring
+        for a successor elsewhere.
+        """
         queues = self._queues
         for queue in queues:
             if self._limits is None or self._limits.writable:  # what only reads may take as long as it likes
                 _stopped[queue.over] = self.disk
                 queue.over.add_done_callback(_stopped.pop)
-            queue.stop()
+            queue.stop(refuse=connection.closing)
         try:
             await asyncio.gather(*(asyncio.wrap_future(queue.over) for queue in queues))
         finally:  # a disk may be slower than the bus has patience

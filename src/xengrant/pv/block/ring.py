@@ -70,6 +70,11 @@ class BlockRing(BackRing):
         """How many requests were there at the last look, and are not answered."""
         return self._seen - self._prod & MAX_U32
 
+    def take_unanswered(self) -> list[bytes]:
+        """Take all requests that have no answer, also those that were taken before. Raises as `take_requests`."""
+        self._cons = self._prod
+        return self.take_requests()
+
     def answer(self, response: bytes) -> None:
         """Note, write and publish the response to the next request that was taken; `to_notify` says whether to tell."""
         memory, index = self._memory, self._prod
