@@ -27,7 +27,7 @@ from lab.dom0.xl import XlError
 MIB = 1 << 20
 GOOD, BAD, DYING, SLOW, OWN = (Path(f"/run/disk-{name}.img") for name in ("good", "bad", "dying", "slow", "own"))
 """Images, on tmpfs. The last is served by the tool, the others by one server."""
-SIZES = {GOOD: 128 * MIB, BAD: 32 * MIB, DYING: 32 * MIB, SLOW: 8 * MIB, OWN: 128 * MIB}
+SIZES = {GOOD: 128 * MIB, BAD: 32 * MIB, DYING: 32 * MIB, SLOW: 16 * MIB, OWN: 128 * MIB}
 OFTEN = "--interval 0.1"
 """So that the job sees how far the tool's server is."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import AsyncIterator
 
@@ -51,11 +52,14 @@ class Front:
         self._port = port
         self._store = store
 
-    def flush(self, *numbers: int) -> None:
-        """Ask for so many flushes."""
-        for number in numbers:
-            head = blkif.Head(blkif.FLUSH_DISKCACHE, 0, HANDLE, number, 0)
-            self._ring.next_request(LAYOUT.pack_rw(head, b""))
+    def ask(self, **requests: int) -> None:
+        """Ask by `flush` or `read`, each a number; what is to be read lies in no page that there is."""
+        for name, number in requests.items():
+            pages = int(name.startswith("read"))
+            head = blkif.Head(blkif.READ if pages else blkif.FLUSH_DISKCACHE, pages, HANDLE, number, 0)
+            self._ring.next_request(
+                LAYOUT.pack_rw(head, blkif.pack_segments([9999] * pages, [blkif.WHOLE_PAGE] * pages))
+            )
         self._ring.push_requests()
         self._port.notify()
 
@@ -102,10 +106,16 @@ async def connected(machine: Machine) -> AsyncIterator[Front]:
             yield front
 
 
-@looped
-async def test_what_waits_in_the_ring_of_a_disk_that_is_unplugged_fails(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.asynccontextmanager
+async def dom0_store(machine: Machine) -> AsyncIterator[AsyncXenStore]:
+    with xengrant.connect(machine.url(0)) as domain:
+        async with domain.aio.xenstore() as store:
+            yield store
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SlowFlush:
+    """Its first flush goes on as soon as its queue is stopped."""
     disk = SlowFlush()
     stop = BackQueue.stop
 
@@ -114,16 +124,67 @@ async def test_what_waits_in_the_ring_of_a_disk_that_is_unplugged_fails(
         disk.goes_on.set()
 
     monkeypatch.setattr(BackQueue, "stop", stop_and_go_on)
-    async with bus(machine, disk), made(machine), connected(machine) as front:
-        front.flush(1, 2, 3)
-        await asyncio.to_thread(disk.begun.wait, SOON)
-        front.flush(4)  # which the back end has not taken
-        with xengrant.connect(machine.url(0)) as domain:
-            async with domain.aio.xenstore() as store:
-                unplugging = asyncio.create_task(pv.unplug(store, SLOT, timeout=SOON))
-                await front.sees(XenbusState.CLOSING)
-                await front.is_now(XenbusState.CLOSED)
-                failed = [(number, blkif.RSP_ERROR) for number in (2, 3, 4)]
-                assert await front.answers(4) == [(1, blkif.RSP_OKAY), *failed]
-                await unplugging
-    assert disk.flushed == 1, "more is done after the front end was closed"
+    return disk
+
+
+def failed(*numbers: int) -> list[tuple[int, int]]:
+    return [(number, blkif.RSP_ERROR) for number in numbers]
+
+
+async def _begin(front: Front, disk: SlowFlush) -> None:
+    """One flush is being done, two reads wait: one that was taken with it, and one that was not."""
+    front.ask(flush=1, read=2)
+    await asyncio.to_thread(disk.begun.wait, SOON)
+    front.ask(read=3)
+
+
+@looped
+async def test_what_waits_in_the_ring_of_a_disk_that_is_unplugged_fails(machine: Machine, disk: SlowFlush) -> None:
+    async with bus(machine, disk), made(machine), connected(machine) as front, dom0_store(machine) as store:
+        await _begin(front, disk)
+        unplugging = asyncio.create_task(pv.unplug(store, SLOT, timeout=SOON))
+        await front.sees(XenbusState.CLOSING)
+        await front.is_now(XenbusState.CLOSED)
+        assert await front.answers(3) == [(1, blkif.RSP_OKAY), *failed(2, 3)]
+        # Linux's had more requests than slots, and asks for those with each answer that it sees.
+        for number in (4, 6, 8):
+            front.ask(read=number, read_more=number + 1)
+            assert await front.answers(2) == failed(number, number + 1)
+        await unplugging
+    assert disk.flushed == 1
+
+
+@looped
+async def test_flushes_of_a_disk_that_is_unplugged_are_done(machine: Machine, disk: SlowFlush) -> None:
+    """Linux takes an empty flush that fails for one that is not needed, and says that all is well."""
+    async with bus(machine, disk), made(machine), connected(machine) as front, dom0_store(machine) as store:
+        await _begin(front, disk)
+        front.ask(flush=4, flush_again=5)
+        unplugging = asyncio.create_task(pv.unplug(store, SLOT, timeout=SOON))
+        await front.sees(XenbusState.CLOSING)
+        await front.is_now(XenbusState.CLOSED)
+        answers = [(1, blkif.RSP_OKAY), *failed(2, 3), (4, blkif.RSP_OKAY), (5, blkif.RSP_OKAY)]
+        assert await front.answers(5) == answers
+        await unplugging
+    assert disk.flushed == 2, "once for the first, and once for all that waited"
+
+
+@looped
+async def test_what_waits_fails_where_the_nodes_vanish(machine: Machine, disk: SlowFlush) -> None:
+    async with bus(machine, disk), made(machine), connected(machine) as front, dom0_store(machine) as store:
+        await _begin(front, disk)
+        await store.rm(SLOT.back_path)
+        assert await front.answers(3) == [(1, blkif.RSP_OKAY), *failed(2, 3)]
+
+
+@looped
+async def test_what_is_asked_until_a_failed_device_is_seen_to_close_fails(machine: Machine, disk: SlowFlush) -> None:
+    async with bus(machine, disk) as served, made(machine), connected(machine) as front:
+        await _begin(front, disk)
+        (device,) = served.devices.values()
+        assert device.connection is not None
+        device.connection.fail(OSError(errno.EIO, "a cable was pulled"))
+        await front.sees(XenbusState.CLOSING)
+        front.ask(read=4)
+        assert await front.answers(4) == [(1, blkif.RSP_OKAY), *failed(2, 3, 4)]
+        await front.is_now(XenbusState.CLOSED)

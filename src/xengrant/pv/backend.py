@@ -215,7 +215,9 @@ class BackendDevice(Device):
         await self._switch({self.state}, XenbusState.CLOSED)
 
     async def _give_up(self, error: BaseException | None = None) -> None:
-        """A failure: disconnect, say why, and close, as Linux does (xenbus_dev_fatal)."""
+        """A failure: say why, and close, as Linux does (xenbus_dev_fatal); then disconnect, since a front end asks on
+        until it sees that.
+        """
         error, self._failure = error or self._failure, None
         assert error is not None
         now = self._loop.time()
@@ -223,9 +225,12 @@ class BackendDevice(Device):
             self._failures = 0
         self._next_offer = now + min(_FIRST_DELAY * 2**self._failures, _LAST_DELAY)
         self._failures = min(self._failures + 1, 30)
-        await self._disconnect(closing=True)
-        await self._report(error)
-        await self._switch(_OPEN, XenbusState.CLOSING)
+        closing = False
+        try:
+            await self._report(error)
+            closing = await self._switch(_OPEN, XenbusState.CLOSING)
+        finally:
+            await self._disconnect(closing=closing)
 
     async def _remove(self) -> None:
         """In dom0, after the guest's end: whoever is to remove the nodes has done so, or there is nobody."""
@@ -257,7 +262,7 @@ class BackendDevice(Device):
         except ProtocolError as error:
             if await self.nodes.exists("frontend") and str(error) != str(self.error):
                 await self._report(error)
-            await self._disconnect()
+            await self._disconnect(closing=not await self._store.nodes.exists(self.path))
             await self._unwatch()
             self.otherend_path = ""
             return False

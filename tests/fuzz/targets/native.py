@@ -247,6 +247,8 @@ def _call(called: Any, name: str, arguments: list[Any], slots: list[Any]) -> Any
     if at is not None:
         arguments = [*arguments[: at + 1], *[0] * (at - len(arguments))]
         arguments[at:] = [_short(arguments[at] if len(arguments) > at else None)]
+    if name == "__iter__" and isinstance(called, memoryview):
+        len(called)  # ValueError where it is released; its __iter__ gives a result as well there, in CPython 3.11
     result = getattr(called, name)(*arguments)
     return list(result) if name == "__iter__" else result
 

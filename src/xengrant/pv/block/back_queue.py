@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -34,7 +35,10 @@ __all__ = ["BATCH_PAGES", "BackQueue"]
 BATCH_PAGES = 1024
 """How many pages of data one batch has at most, unless one request has more."""
 
-_SILENCED = 3  # what Doorbell.wait says where no event can come any more
+_CHANGED, _SILENCED = 0, 3  # what Doorbell.wait says of news, and where no event can come any more
+
+_QUIET, _LONGEST = 0.3, 5.0
+"""Seconds without a request after which a front end that closes has no more; and how long one is refused at most."""
 
 _log = logging.getLogger("xengrant.pv.block")
 
@@ -87,8 +91,8 @@ class BackQueue:
     def stop(self, *, refuse: bool = False) -> None:
         """Have it end after what the disk is doing now; what is not done then stays in the ring, or is refused.
 
-        A front end waits for each request that it made, and its domain's programs with it, also after it has closed
-        (Linux drivers/block/xen-blkfront.c, blkfront_closing): nobody else will answer where the device closes.
+        A front end waits for each request that it made, and its domain's programs with it, also after it has closed:
+        nobody else will answer where the device closes.
         """
         self._refusing = refuse
         self._stopping = True
@@ -114,7 +118,7 @@ class BackQueue:
             self.doorbell.ring()  # a predecessor may have died between an answer and its event
             self._serve()
             if self._refusing:
-                self._refuse_all()
+                self._refuse_until_quiet()
         except Exception as error:
             self._counters.depth = 0
             if not self._stopping:
@@ -189,12 +193,34 @@ class BackQueue:
             if self._stopping:
                 break
 
-    def _refuse_all(self) -> None:
-        """Answer with an error what was not done, be it taken or not."""
-        requests = list(map(self._reader.read, self._ring.take_unanswered()))
+    def _refuse_until_quiet(self) -> None:
+        """Answer with an error what was not done, be it taken or not, and what comes yet.
+
+        Linux's front end has requests that wait for a slot, or that were held back as it closed. Each event has it put
+        them in the ring, closed as it is (drivers/block/xen-blkfront.c, blkfront_closing and blkif_interrupt).
+        """
+        deadline = time.monotonic() + _LONGEST
+        self.doorbell.ring()
+        while time.monotonic() < deadline:
+            changes = self.doorbell.changes
+            if entries := self._ring.take_unanswered():
+                self._refuse(entries)
+            elif not self._ring.more_to_do() and self.doorbell.wait(changes, _QUIET) != _CHANGED:
+                return
+
+    def _refuse(self, entries: Sequence[bytes]) -> None:
+        """Flushes are done, once for all: Linux takes a flush that failed for one that is not needed."""
+        requests = list(map(self._reader.read, entries))
         self._counters.depth = len(requests)
+        flushes = []
         for request in requests:
-            request.refuse("the disk is unplugged")
+            if request.action == blkif.FLUSH_DISKCACHE and request.status is None and not request.refs:
+                flushes.append(request)
+            else:
+                request.refuse("the disk is unplugged")
+        execute(self._disk, flushes[:1])
+        for flush in flushes[1:]:
+            flush.status, flush.fault = flushes[0].status, flushes[0].fault
         self._answer(requests)
 
     def _is_stopping(self) -> bool:
