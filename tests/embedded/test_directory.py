@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,7 +176,9 @@ def test_a_kernel_attachment_and_an_unknown_device_are_told_apart(tmp_path: Path
             machine.url(0x7FF0)
 
 
-def test_run_stays_until_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
+def test_run_stays_until_a_signal_and_leaves_nothing(
+    tmp_path: Path, eventually: Callable[[Callable[[], bool], Callable[[], str]], None]
+) -> None:
     code = (
         "import sys, resource; from xengrant.embedded import Machine; m = Machine(sys.argv[1]); print(flush=True);"
         "m.run(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
@@ -184,12 +189,20 @@ def test_run_stays_until_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"\n"
             devices = [open_system(f"embedded:{tmp_path}/xen?domid=1").open("gntdev") for _ in range(10)]
+            eventually(partial(_handles, process.pid, signal.SIGTERM), lambda: "run() has not begun")
             process.send_signal(number)
             assert process.wait(20) == 0
             assert process.stdout.read() == b"256\n"
             for device in devices:
                 device.close()
         assert os.listdir(tmp_path / "xen") == [wire.LOCK_FILE]
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal; `run` sets that of SIGTERM last."""
+    caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert caught is not None
+    return bool(int(caught[1], 16) >> number - 1 & 1)
 
 
 def test_the_lock_of_a_machine_does_not_live_on_in_a_forked_child(tmp_path: Path) -> None:
