@@ -177,13 +177,14 @@ def test_a_thread_can_fail_its_device(dom0: xengrant.Domain, guest: xengrant.Dom
                 failing.start()
                 assert await until_error(there) == "28 [Errno 28] the disk is full"
                 await there.until(slot, XenbusState.CLOSING)
+                await there.set_state(slot, XenbusState.CLOSED)
+                await there.until(slot, XenbusState.CLOSED)
                 assert there.events == ["offer", "connect", "disconnect"]
                 assert isinstance(device.error, OSError)
                 connection.fail(OSError(5, "too late"))
                 with pytest.raises(xengrant.InterfaceClosed):
                     connection.map(8)
                 failing.join(SOON)
-                await there.set_state(slot, XenbusState.CLOSED)
 
     run(main())
 
