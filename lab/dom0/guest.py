@@ -27,7 +27,7 @@ MEMORY = 320 if ARM64 else 256
 # Else the kernel keeps 64 MiB for devices that there are none of, and a kernel that panics stays where it is.
 _ARM64 = "cma=0 panic=-1" if ARM64 else ""
 
-_ANSWERS = re.compile(r"^@lab answer .*?^@lab end \d+\n|^@lab started .*\n", re.MULTILINE | re.DOTALL)
+_ANSWERS = re.compile(r"^@lab answer .*?^@lab end \d+\n|^@lab started [^\n]*\n", re.MULTILINE | re.DOTALL)
 
 
 class GuestError(Exception):

@@ -121,6 +121,7 @@ def peeked_console_is_followed(guest: Guest) -> None:
         shown, said = follow.communicate(timeout=30)
     assert follow.returncode == 0, said
     assert [f"| followed {i}" in shown.splitlines() for i in (1, 2, 3)] == [True] * 3, shown + said
+    assert "followed 3\n" in guest.console_log(), "what a job is told of the console lacks its end"
 
 
 def xenstore_is_peeked_while_it_is_used(guest: Guest) -> None:
