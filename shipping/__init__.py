@@ -1,4 +1,5 @@
 """What goes into packages beside the Python modules: manual pages and completions, made of the tool's own parsers.
 
-`setup.py` runs `python3 -m shipping DIR` when a package is built; `check.py` and `roots.py` judge the packages.
+`setup.py` runs `python3 -m shipping DIR` when a package is built; `deb.py` makes Debian's, `check.py` judges all,
+`aarch64.py` tries `_native` on another processor.
 """

@@ -1,4 +1,5 @@
-"""Clean Debian systems in which packages are built, installed and tried; called by `deb.py` and `check.py`.
+"""Clean Debian systems in which packages are built, installed and tried; called by `deb.py`,
+`check.py` and `aarch64.py`.
 
 A root file system is made once by mmdebstrap, from the mirrors of the host's apt as the lab's images are, kept in the
 lab's cache, and unpacked anew for each use. Needs root, as chroot does.
@@ -17,7 +18,7 @@ from pathlib import Path
 from lab import mirrors, paths, tools
 from lab.errors import LabError
 
-__all__ = ["Root", "clean"]
+__all__ = ["Root", "clean", "unpacked"]
 
 # Mounts live in a namespace of the command's own and go with it.
 _ENTER = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"'

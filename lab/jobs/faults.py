@@ -131,7 +131,7 @@ def judge(side: str, step: str, fault: str, expected: str, saw: Outcome, given: 
     assert saw.kind == expected, f"{fault} at {step}: expected {expected}: {saw}"
     assert len(saw.received) == given, f"{fault} at {step}: {given} bytes were given: {saw}"
     assert WHOLE[side].startswith(saw.received), f"{fault} at {step}: other bytes were received"
-    rows.append(Row(step, fault, f"{side} in dom0", saw.saw, saw.seconds - started))
+    rows.append(Row(step, fault, f"{side} in dom0", *saw.since(started)))
 
 
 def guests_processes_are_struck(guest: Guest) -> None:

@@ -1,12 +1,10 @@
 /* xengrant._native: what Python cannot do itself with memory that another domain shares.
  *
- * Four things live here. Atomic loads, stores and read-modify-writes on words of any buffer, and a full
- * fence: struct.pack_into on a shared page writes a transient 0, and plain stores may be overtaken by
- * later loads even on x86. Mapping, the object behind xengrant.memory: pages mapped from descriptors,
- * exported through the buffer protocol, which cannot be unmapped under a view. Descriptor, an open file
- * of /dev/xen, with the two sequences that programs do again and again, sharing pages and mapping grants, in
- * one call each: between system calls Python costs more than the calls themselves. And Held, of which those
- * two make a Share or a Mapped.
+ * Atomic loads, stores and read-modify-writes on words of any buffer, and a full fence: struct.pack_into on a
+ * shared page writes a transient 0, and plain stores may be overtaken by later loads even on x86. Memory that is
+ * exported through the buffer protocol, which cannot be unmapped under a view. And what must have no Python between
+ * two system calls, since there Python costs more than the calls themselves: sharing pages and mapping grants, rings
+ * of bytes with their waits, and serving the ring of a block device.
  *
  * Each subject has a file, or several that begin with its name and share a header (mapping.h, ring.h, block.h):
  * words.c; mapping.c; descriptor.c; held.c; grants.c, which decodes whole grant tables; ring.c, the two ends of a ring
@@ -16,7 +14,7 @@
  * fork does to all this. native.h is what the files share, and this one makes the module of them: a function of the module
  * is declared there, and has its entry in the table here.
  *
- * Called by xengrant.memory, the devices and the rings; calls libc only. Written for CPython's limited API
+ * Called by the package's modules that touch shared memory or devices; calls libc only. Written for CPython's limited API
  * of 3.11; free-threaded builds compile the same source against their full API.
  */
 
@@ -160,8 +158,7 @@ static PyModuleDef_Slot native_slots[] = {
 static struct PyModuleDef native_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "xengrant._native",
-    .m_doc = "Atomic access to words of shared memory, Mapping, shared pages as a buffer, Descriptor, an open file, "
-             "Held, what it makes, and RingReader and RingWriter.",
+    .m_doc = "What Python cannot do itself with memory that another domain shares; each name says what it is.",
     .m_size = sizeof(State),
     .m_methods = native_methods,
     .m_slots = native_slots,

@@ -39,7 +39,7 @@ class ForeignGrantTable:
     `end_access` write entries as the domain's builder does; which references its kernel uses is for the caller to know.
     `unused_table()` hands out references, too, of a table that nobody uses yet. `entries` are the live ones, `domid` is
     whose table it is, `max_frames` how many frames it can grow to, `writable` whether it was opened so. Made by
-    `Domain.grant_table` (Linux drivers/xen/privcmd.c, MMAP_RESOURCE, since 4.18; Xen 4.11).
+    `Domain.grant_table` (Linux drivers/xen/privcmd.c, MMAP_RESOURCE, since 4.18; Xen 4.12).
 
     While it is open it keeps a destroyed domain from going entirely, as any mapping of a domain's memory does: close it
     when `domain.peer(domid).wait_gone()` returns.

@@ -61,6 +61,12 @@ class Outcome(NamedTuple):
     steps: list[str]
     seconds: float  # time.monotonic()
 
+    def since(self, struck: float) -> tuple[str, float]:
+        """What it saw, and how many seconds after the fault; who had ended before cannot have seen it."""
+        if self.seconds < struck:
+            return f"{self.saw}, before the fault", 0.0
+        return self.saw, self.seconds - struck
+
     def __repr__(self) -> str:
         """Without the bytes, of which there are many."""
         last = self.steps[-1] if self.steps else "no step"

@@ -71,7 +71,7 @@ def test_who_is_short_of_something_is_told_and_goes_on_when_there_is_more(
                 one.say("give up")
             outcome = _is_told_and_has_given_back(machine, one, saw, before)
         fault = f"{shortage.__name__.replace('_', ' ')}, {left} left"
-        evidence("faults", COLUMNS).add("all", fault, role, outcome.saw, outcome.seconds - started)
+        evidence("faults", COLUMNS).add("all", fault, role, *outcome.since(started))
         _goes_on(one, other)
 
 
@@ -92,7 +92,7 @@ def test_a_process_without_descriptors_is_told_and_goes_on_when_there_are_more(
         outcome = _is_told_and_has_given_back(machine, one, "InterfaceUnavailable", before)
         assert "raise RLIMIT_NOFILE" in outcome.text, outcome
         fault = f"descriptors of its process, {left} left"
-        evidence("faults", COLUMNS).add("all", fault, role, outcome.saw, outcome.seconds - started)
+        evidence("faults", COLUMNS).add("all", fault, role, *outcome.since(started))
         _goes_on(one, other)
 
 

@@ -103,7 +103,7 @@ def test_every_client_of_a_killed_machine_is_told_and_another_serves(
         assert outcome.kind != "unavailable" or "machine" in outcome.text, f"{told} is not told what is gone: {outcome}"
         assert outcome.kind != "whole" or outcome.received == WHOLE[BLOCKING.get(told, told)], f"{told}: {outcome}"
         fault = f"machine killed, the {role} at this step"
-        evidence("faults", COLUMNS).add(name, fault, told, outcome.saw, outcome.seconds - started)
+        evidence("faults", COLUMNS).add(name, fault, told, *outcome.since(started))
     with Actor(Part(OTHER[role], process.url(2), 1), process=False) as other:
         other.until_quiet()
         with Actor(Part(role, process.url(1), 2, patience=LONG), process=False) as one:

@@ -111,7 +111,7 @@ def test_one_side_is_struck_and_the_other_survives(
         if fault in LASTING and expected != "late":
             assert saw.received == given, f"{len(saw.received)} of {len(given)} bytes were received: {saw}"
         name = STEPS[role][step]
-        evidence("faults", COLUMNS).add(name, f"{fault.value} of the {role}", str(side), saw.saw, saw.seconds - started)
+        evidence("faults", COLUMNS).add(name, f"{fault.value} of the {role}", str(side), *saw.since(started))
         _start_again(machine, survivor, role, side.domid)
 
 
@@ -149,7 +149,7 @@ def test_a_side_that_was_busy_when_the_other_was_struck_survives(
             if expected in ("told", "whole", "either"):
                 assert saw.received == given, f"{len(saw.received)} of {len(given)} bytes were received: {saw}"
             fault_name = f"{fault.value} of the {other} meanwhile"
-            evidence("faults", COLUMNS).add(name, fault_name, role, saw.saw, saw.seconds - started)
+            evidence("faults", COLUMNS).add(name, fault_name, role, *saw.since(started))
             _start_again(machine, survivor, other)
 
 

@@ -24,10 +24,9 @@ from xengrant.abi import grant_table as abi
 from xengrant.abi import privcmd
 from xengrant.abi.xen import DOMID_FIRST_RESERVED, DOMID_SELF, HYPERVISOR_GRANT_TABLE_OP
 from xengrant.cli import arguments, host, output, statuses
-from xengrant.cli.survey import is_domid
+from xengrant.cli.survey import domain_name, is_domid
 from xengrant.devices import Device, Pointer
 from xengrant.devices.kernel import MODULES
-from xengrant.xenstore import XenStore
 
 _ROOT = Path("/")
 _DEVICES = ("gntalloc", "gntdev", "evtchn", "xenbus", "privcmd")
@@ -311,18 +310,13 @@ def _domains(domain: xengrant.Domain) -> list[tuple[int, str]]:
     def ask() -> list[tuple[int, str]]:
         with domain.xenstore() as store:
             domids = sorted(int(name) for name in store.directory("/local/domain") if is_domid(name))
-            return [(domid, _name(store, domid)) for domid in domids if domid != domain.domid]
+            others = [domid for domid in domids if domid != domain.domid]
+            return [(domid, domain_name(store, domid) or f"domain {domid}") for domid in others]
 
     try:
         return _within(_SECONDS, ask)
     except (xengrant.GrantError, OSError):
         return []
-
-
-def _name(store: XenStore, domid: int) -> str:
-    with contextlib.suppress(xengrant.XenStoreError):
-        return store.read(f"/local/domain/{domid}/name").decode("ascii", "backslashreplace")
-    return f"domain {domid}"
 
 
 def _log(domain: xengrant.Domain) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xengrant.grant_snapshot import PeerTally
     from xengrant.xenstore import XenStore
 
-__all__ = ["DomainGrants", "Survey", "domain_names", "is_domid"]
+__all__ = ["DomainGrants", "Survey", "domain_name", "domain_names", "is_domid"]
 
 _DOMAINS = "/local/domain"
 _ENTRIES_PER_FRAME = {1: V1_ENTRIES_PER_FRAME, 2: V2_ENTRIES_PER_FRAME}
@@ -160,7 +160,7 @@ def domain_names(domain: Domain, store: XenStore) -> dict[int, str]:
         raise
     domids = sorted(int(node) for node in nodes if is_domid(node))
     there = [domid for domid in domids if domid == domain.domid or store.is_domain_introduced(domid)]
-    return {domid: _name(store, domid) for domid in there}
+    return {domid: domain_name(store, domid) for domid in there}
 
 
 def is_domid(node: str) -> bool:
@@ -168,7 +168,8 @@ def is_domid(node: str) -> bool:
     return node.isascii() and node.isdigit() and len(node) <= 5 and int(node) < DOMID_FIRST_RESERVED
 
 
-def _name(store: XenStore, domid: int) -> str:
+def domain_name(store: XenStore, domid: int) -> str:
+    """The name that the toolstack gave it; "" where xenstore has none, or none that may be read."""
     with contextlib.suppress(XenStoreError):
         return store.read(f"{_DOMAINS}/{domid}/name").decode("utf-8", "backslashreplace")
     return ""

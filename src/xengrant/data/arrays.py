@@ -42,7 +42,10 @@ _LARGEST = 1 << 48  # bytes that an array without elements may pretend to
 
 
 class SharedArray(Looking["NDArray[Any]"]):
-    """An array in pages of this domain, advertised to the peer. `array` looks into the pages and is always writable."""
+    """An array in pages of this domain, advertised to the peer. `array` looks into the pages and is always writable.
+
+    `share` is the pages' `Share`.
+    """
 
     def __init__(self, share: Share, look: Callable[[Any], NDArray[Any]], advertisement: Advertisement) -> None:
         super().__init__(share, look, advertisement)
@@ -58,7 +61,10 @@ class SharedArray(Looking["NDArray[Any]"]):
 
 
 class MappedArray(Looking["NDArray[Any]"]):
-    """An array in a peer's pages, which the peer may be writing. `array` is writable where that was asked."""
+    """An array in a peer's pages, which the peer may be writing. `array` is writable where that was asked.
+
+    `mapped` is the pages' `Mapped`.
+    """
 
     def __init__(self, mapped: Mapped, look: Callable[[Any], NDArray[Any]]) -> None:
         super().__init__(mapped, look)

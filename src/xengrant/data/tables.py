@@ -37,7 +37,10 @@ _CONTINUES = b"\xff\xff\xff\xff"
 
 
 class SharedTable(Looking["pyarrow.Buffer"]):
-    """A table in pages of this domain, advertised to the peer, who may read it only, as tables are."""
+    """A table in pages of this domain, advertised to the peer, who may read it only, as tables are.
+
+    `share` is the pages' `Share`.
+    """
 
     def __init__(self, share: Share, look: Callable[[Any], pyarrow.Buffer], advertisement: Advertisement) -> None:
         super().__init__(share, look, advertisement)
@@ -48,7 +51,10 @@ class SharedTable(Looking["pyarrow.Buffer"]):
 
 
 class MappedTable(Looking["pyarrow.Table"]):
-    """A table in a peer's pages. `table` and what is made of it look into the pages, unless `copied` is True."""
+    """A table in a peer's pages. `table` and what is made of it look into the pages, unless `copied` is True.
+
+    `mapped` is the pages' `Mapped`.
+    """
 
     def __init__(self, mapped: Mapped, look: Callable[[Any], pyarrow.Table], *, copied: bool) -> None:
         super().__init__(mapped, look)

@@ -105,10 +105,6 @@ class Table:
         """Entries."""
         return len(self.entries)
 
-    @property
-    def max_status_frames(self) -> int:
-        return len(self._status_frames)
-
     def grow_to(self, frames: int) -> bool:
         """Have so many frames in use at least; False, and nothing happens, beyond the maximum."""
         if frames > self.max_frames:

@@ -135,9 +135,10 @@ class Machine:
         self._do(lambda server: server.create(domid, name, **settings))
 
     def configure(self, domid: int, **settings: Any) -> dict[str, Any]:
-        """Change settings of a domain that runs, all but `lifetime` and `max_grant_frames`; returns what they were.
+        """Change settings of a domain that runs; returns what they were.
 
-        `LookupError`: no such domain.
+        `LookupError`: no such domain. `ValueError` for what is no setting, and for `lifetime`, `max_grant_frames` and
+        `grant_table_version`, which are fixed when a domain is created.
         """
         return self._do(lambda server: server.configure(domid, **settings))
 

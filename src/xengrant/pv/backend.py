@@ -190,7 +190,7 @@ class BackendDevice(Device):
             nodes = await self._hook(self._backend.connect(connection))
         except BaseException:
             self.connection = None
-            await connection._close(self._hook_seconds)
+            await connection._close(self.hook_seconds)
             raise
         self._connected_at = self._loop.time()
         if self._failure is None and await self._switch({self.state}, XenbusState.CONNECTED, nodes):
@@ -208,7 +208,7 @@ class BackendDevice(Device):
         except Exception as error:
             await self._report(error)
         finally:
-            await connection._close(self._hook_seconds)
+            await connection._close(self.hook_seconds)
 
     async def _close(self) -> None:
         await self._disconnect(closing=True)

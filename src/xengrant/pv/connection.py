@@ -33,10 +33,11 @@ _T = TypeVar("_T")
 class Connection:
     """The two ends of a device, from `connect` to `disconnect`.
 
-    `resume` says that both ends were connected already when this program came: a back end's predecessor died, and the
-    front end noticed nothing; `closing`, in a back end's `disconnect`, that the device closes and nobody goes on with
-    what is under way. What is mapped, shared, bound or entered through it is closed after `disconnect`, last first; so
-    are the tasks that it started, before that. Threads: those of its event loop only, but for `fail`.
+    `device` is the one that it is of. `resume` says that both ends were connected already when this program came: a
+    back end's predecessor died, and the front end noticed nothing; `closing`, in a back end's `disconnect`, that the
+    device closes and nobody goes on with what is under way. What is mapped, shared, bound or entered through it is
+    closed after `disconnect`, last first; so are the tasks that it started, before that. Threads: those of its event
+    loop only, but for `fail`.
     """
 
     def __init__(self, device: Device, *, resume: bool = False) -> None:

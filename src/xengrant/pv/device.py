@@ -47,9 +47,10 @@ class Store:
 class Device:
     """One device, as the end that runs here sees it.
 
-    `domain` is this program's, `handle` the device's name among its kind ("51728"), `path` where this end's nodes are,
-    `otherend_id` and `otherend_path` the other end's domid and nodes, `error` what failed last, `connection` what the
-    ends have of each other while they are connected. Threads: that of its event loop only.
+    `domain` is this program's, `handle` the device's name among its kind ("51728"), `path` where this end's nodes are
+    and `nodes` reads and writes them, `otherend_id`, `otherend_path` and `otherend` the same of the other end, `state`
+    this end's, `error` what failed last, `connection` what the ends have of each other while they are connected,
+    `hook_seconds` how long a hook may take. Threads: that of its event loop only.
     """
 
     def __init__(self, domain: Domain, store: Store, path: str, *, hook_seconds: float) -> None:
@@ -64,7 +65,7 @@ class Device:
         self.connection: Connection | None = None
         self.error: BaseException | None = None
         self._store = store
-        self._hook_seconds = hook_seconds
+        self.hook_seconds = hook_seconds
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._looking: list[asyncio.Future[None]] = []
@@ -139,7 +140,7 @@ class Device:
 
     async def _hook(self, work: Coroutine[Any, Any, _T]) -> _T:
         """What a hook of the kind gives, within `hook_seconds`."""
-        limit = asyncio.timeout(self._hook_seconds)
+        limit = asyncio.timeout(self.hook_seconds)
         try:
             async with limit:
                 return await work
@@ -147,7 +148,7 @@ class Device:
             if not limit.expired():
                 raise
             name = getattr(work, "__name__", "a hook")
-            raise TimeoutError(f"{name} took more than {self._hook_seconds:g} seconds") from None
+            raise TimeoutError(f"{name} took more than {self.hook_seconds:g} seconds") from None
 
     # Errors
 

@@ -51,7 +51,7 @@ class Frontend:
 
 
 class FrontendDevice(Device):
-    """One device's front end, from `attach` to the end of its block."""
+    """One device's front end, from `attach` to the end of its block. `frontend` has its hooks."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class FrontendDevice(Device):
             nodes = await self._hook(self.frontend.connect(connection))
         except BaseException:
             self.connection = None
-            await connection._close(self._hook_seconds)
+            await connection._close(self.hook_seconds)
             raise
         await self._switch({self.state}, XenbusState.INITIALISED, nodes)
 
@@ -217,7 +217,7 @@ class FrontendDevice(Device):
         except Exception as error:
             await self._report(error)
         finally:
-            await connection._close(self._hook_seconds)
+            await connection._close(self.hook_seconds)
         self._tell()
 
     async def _give_up(self, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """One end of a vchan without any waiting: its two rings, who is live, and who wants to be told of what.
 
-`offer` makes a server's end and `attach` a client's; `endpoint` and `streams` wait for it, each in its own way. What a
-peer may write at any time is copied once and checked: orders and refs when the client attaches, indices in `_native`.
+`offer` makes a server's end and `attach` a client's; `endpoint` and `transport` wait for it, each in its own way. What
+a peer may write at any time is copied once and checked: orders and refs when the client attaches, indices in `_native`.
 The behaviour is libxenvchan's (tools/libs/vchan/{init,io}.c), but for its private copies and what it asks to be told.
 """
 

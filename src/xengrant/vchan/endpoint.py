@@ -66,7 +66,7 @@ class Vchan(Stream):
     `commit` and `peek` with `consume` do so in place. Each waits at most `timeout` seconds, for ever without one, and
     then raises `TimeoutError`; 0 never waits. What the peer wrote before it closed is read to the end, then `read`
     gives b"". All may raise `ProtocolError` where the peer's indices cannot be, `PeerClosed` where its domain is gone,
-    and `InterfaceClosed` where this end is closed meanwhile.
+    and `InterfaceClosed` where this end is closed meanwhile. `path` is where its server's keys stand in xenstore.
 
     Threads: any call from any thread; those that read do so one after the other, those that write too.
     """

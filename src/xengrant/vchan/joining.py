@@ -1,6 +1,6 @@
 """How a client comes to what a server offers, whichever other clients come and go there.
 
-`joining` is the steps, which never wait; `endpoint` takes them with a blocking xenstore, `streams` with asyncio's.
+`joining` is the steps, which never wait; `opening` takes them with a blocking xenstore, `streams` with asyncio's.
 """
 
 from __future__ import annotations

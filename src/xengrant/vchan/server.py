@@ -39,7 +39,7 @@ class VchanServer(asyncio.AbstractServer):
     pages, ports or xenstore's quota are used up, or since the domain guessed its ref and wrote nonsense into it, is
     reported to the loop's exception handler and tried again: when a client leaves, or later. While there are as many
     clients as may be, none is offered. The death of the domain, `PeerClosed`, and whatever else goes wrong there end
-    the server: `serve_forever` raises it.
+    the server: `serve_forever` raises it. `domid` is that domain's, `path` where the keys stand in xenstore.
 
     Threads: those of its event loop only.
     """

@@ -214,7 +214,7 @@ class BlockBackend(Backend):
         """For half the time that a hook has; the other half is for connecting."""
         still = [over for over, disk in list(_stopped.items()) if disk is self.disk]
         try:
-            async with asyncio.timeout(self.device._hook_seconds / 2):
+            async with asyncio.timeout(self.device.hook_seconds / 2):
                 await asyncio.gather(*map(asyncio.wrap_future, still))
         except TimeoutError:
             raise TimeoutError("the disk is still at requests of a connection that is over") from None

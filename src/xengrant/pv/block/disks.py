@@ -106,8 +106,9 @@ class File:
     """A raw image, or a block device. `with` closes it.
 
     Where the front end's pages stay mapped, requests are done on its descriptor without Python; those of a subclass
-    never. `size`, in bytes, is what it was when it was opened, or at the last `grow`. Where `writable` is false, writes
-    fail with EBADF. Raises `OSError` where it cannot be opened. Threads: any call from any thread.
+    never. `path` is the file's. `size`, in bytes, is what it was when it was opened, or at the last `grow`. Where
+    `writable` is false, writes fail with EBADF. Raises `OSError` where it cannot be opened. Threads: any call from any
+    thread.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = True) -> None:

@@ -65,11 +65,6 @@ class BlockRing(BackRing):
         """Look for as long as the doorbell's `poll` says: whether a request has come, or `wakes` is another."""
         return doorbell.look(self._memory, abi.REQ_PROD, self._seen, wakes)
 
-    @property
-    def depth(self) -> int:
-        """How many requests were there at the last look, and are not answered."""
-        return self._seen - self._prod & MAX_U32
-
     def take_unanswered(self) -> list[bytes]:
         """Take all requests that have no answer, also those that were taken before. Raises as `take_requests`."""
         self._cons = self._prod
