@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+import xengrant
+from xengrant import XenStore
 from xengrant.embedded import Machine
-from xengrant.testing import all_cases
+from xengrant.testing import all_cases, exchange
 
 TOOL = [sys.executable, "-m", "xengrant"]
 
@@ -34,6 +37,26 @@ def machine() -> Iterator[Machine]:
             stack.callback(agent.wait)
             stack.callback(agent.kill)
         yield machine
+
+
+@contextmanager
+def agent(machine: Machine, domid: int) -> Iterator[tuple[subprocess.Popen[str], XenStore, str]]:
+    """An agent that serves in a new domain, dom0's xenstore, and where the agent's nodes are."""
+    machine.create(domid)
+    path = f"/local/domain/{domid}/{exchange.ROOT}/0"
+    command = [*TOOL, "selftest", "--agent", "--url", machine.url(domid)]
+    with (
+        xengrant.connect(machine.url(0)) as dom0,
+        dom0.xenstore() as store,
+        store.watch(f"{path}/state") as watch,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running,
+    ):
+        try:
+            while not store.exists(f"{path}/state"):
+                watch.wait(60)
+            yield running, store, path
+        finally:
+            running.kill()
 
 
 def test_alone_it_runs_on_a_machine_of_its_own_with_both_lifetimes() -> None:
@@ -94,6 +117,31 @@ def test_it_says_at_once_what_it_waits_for(machine: Machine) -> None:
         finally:
             waiting.kill()
     assert line == "waiting for an agent in domain 3: start `xengrant selftest --agent --peer 0` there\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_no_runner_believes_in_an_agent_that_was_ended(machine: Machine, number: signal.Signals) -> None:
+    with agent(machine, 10 + number) as (running, store, path):
+        running.send_signal(number)
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == 128 + number, error
+        assert not store.exists(path)
+
+
+@pytest.mark.parametrize("missing", ["nodes", "domain"])
+def test_an_agent_whose_nodes_are_gone_ends_as_it_would_have(machine: Machine, missing: str) -> None:
+    domid = 40 + (missing == "domain")
+    with agent(machine, domid) as (running, store, _path):
+        if missing == "nodes":
+            store.rm(f"/local/domain/{domid}/data")
+            running.send_signal(signal.SIGINT)
+        else:
+            machine.destroy(domid)
+        _, error = running.communicate(timeout=60)
+        assert running.returncode == (130 if missing == "nodes" else 1), error
+        assert "Traceback" not in error
+        lost = "xenstore closed the connection" in error or f"domain {domid} was destroyed" in error
+        assert lost == (missing == "domain"), error
 
 
 def test_it_lists_every_case() -> None:

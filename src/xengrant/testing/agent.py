@@ -6,11 +6,12 @@ run. See `exchange` for the nodes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from xengrant.errors import GrantError
+from xengrant.errors import GrantError, InterfaceUnavailable
 from xengrant.testing import case as cases
 from xengrant.testing import exchange
 from xengrant.testing.exchange import ROOT, Answer, Call, MalformedError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Agent"]
 
 _log = logging.getLogger("xengrant.testing")
+
+_REMOVED = 5.0  # seconds that xenstore has for it
 
 
 class Agent:
@@ -39,21 +42,35 @@ class Agent:
         self._runs = 0
 
     def serve(self) -> None:
-        """Serve until this domain is destroyed or the process is told to end."""
+        """Serve until this domain is destroyed or the process is told to end, and remove what it wrote."""
         cases.all_cases()
-        with self._connect() as domain, domain.xenstore() as store:
-            domid = domain.domid
-            exchange.prepare(store, domid, self._runner)
-            path = f"/local/domain/{self._runner}/{ROOT}/{domid}/call"
-            stale = exchange.read(store, path)
-            with store.watch(path) as watch:
-                store.write(f"{ROOT}/{self._runner}/state", exchange.encode({"version": exchange.VERSION}))
-                while True:
-                    watch.wait()
-                    data = exchange.read(store, path)
-                    if data is not None and data != stale:
-                        stale = data
-                        self._take(store, domid, data)
+        with self._connect() as domain:
+            try:
+                with domain.xenstore() as store:
+                    self._take_all(store, domain.domid)
+            except InterfaceUnavailable:  # this domain is gone, and its nodes
+                raise
+            except BaseException:  # a runner would believe that it still serves
+                self._remove(domain)
+                raise
+
+    def _remove(self, domain: Domain) -> None:
+        """By a connection of its own: a signal may have taken an answer with it that the other one waits for."""
+        with contextlib.suppress(GrantError, OSError), domain.xenstore() as store:
+            store.rm(f"{ROOT}/{self._runner}", timeout=_REMOVED)
+
+    def _take_all(self, store: XenStore, domid: int) -> None:
+        exchange.prepare(store, domid, self._runner)
+        path = f"/local/domain/{self._runner}/{ROOT}/{domid}/call"
+        stale = exchange.read(store, path)
+        with store.watch(path) as watch:
+            store.write(f"{ROOT}/{self._runner}/state", exchange.encode({"version": exchange.VERSION}))
+            while True:
+                watch.wait()
+                data = exchange.read(store, path)
+                if data is not None and data != stale:
+                    stale = data
+                    self._take(store, domid, data)
 
     def _take(self, store: XenStore, domid: int, data: bytes) -> None:
         try:
