@@ -155,3 +155,11 @@ def test_a_pattern_that_nothing_has_is_an_error() -> None:
     done = selftest("-k", "no such thing")
     assert done.returncode == 64
     assert "no such thing" in done.stderr
+
+
+def test_a_case_to_leave_out_that_is_none_is_an_error() -> None:
+    done = selftest("-k", "munmap_alone", "--except", "share.close_twice,munmap_alone")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "no case is called 'munmap_alone'" in done.stderr
+    listed = selftest("-k", "share.close", "--except", "share.close_twice,share.close_revokes", "--list").stdout
+    assert [line.split(":")[0] for line in listed.splitlines()] == ["share.closed_interface"]

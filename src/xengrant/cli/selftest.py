@@ -101,7 +101,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.record:
         return _record(args)
-    cases = _chosen(args.patterns, set(args.without.split(",")))
+    cases = _chosen(args.patterns, set(filter(None, args.without.split(","))))
     if args.list:
         return _list(args, cases)
     if args.agent:
@@ -167,7 +167,10 @@ def _cases(amount: float) -> str:
 
 def _chosen(patterns: list[str], without: set[str]) -> list[Case]:
     wanted = [pattern.lower() for pattern in patterns] or [""]
-    found = (case for case in all_cases() if any(each in case.name or each in case.title.lower() for each in wanted))
+    cases = all_cases()
+    if unknown := sorted(without - {case.name for case in cases}):
+        raise statuses.UsageError(f"--except: no case is called {unknown[0]!r}; `xengrant selftest --list` names them")
+    found = (case for case in cases if any(each in case.name or each in case.title.lower() for each in wanted))
     return [case for case in found if case.name not in without]
 
 
