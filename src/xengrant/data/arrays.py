@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from xengrant.data.held import Looking, parse_header, share_bytes
+from xengrant.data.held import Looking, need, parse_header, share_bytes
 from xengrant.errors import ProtocolError
 from xengrant.memory import PAGE_SIZE
 
@@ -85,6 +85,7 @@ def share_array(domain: Domain, peer: int, array: ArrayLike, path: str, *, writa
     `writable` says whether the peer may write. `TypeError` for elements that are Python objects or have fields;
     else as `Gntshr.share_pages` and `Domain.advertise`.
     """
+    need("numpy", "numpy")
     import numpy
 
     source = numpy.asarray(array)
@@ -96,6 +97,7 @@ def new_array(
     domain: Domain, peer: int, shape: int | Sequence[int], dtype: DTypeLike, path: str, *, writable: bool
 ) -> SharedArray:
     """As `share_array`, of zeros, to be computed in place: nothing is ever copied."""
+    need("numpy", "numpy")
     import numpy
 
     lengths = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -132,6 +134,7 @@ def map_array(domain: Domain, domid: int, path: str, *, writable: bool, timeout:
 
     Raises `ProtocolError` where what it says of the array cannot be, `TimeoutError`, and as `Gnttab.map`.
     """
+    need("numpy", "numpy")
     found = domain.find_advertised(domid, path, timeout)
     dtype, shape, order = _parse(found.header, len(found.grants) * PAGE_SIZE)
     with domain.gnttab() as gnttab:
@@ -167,6 +170,7 @@ def _parse(header: bytes, size: int) -> tuple[numpy.dtype[Any], tuple[int, ...],
 
 def check_dtype(text: object) -> numpy.dtype[Any]:
     """The dtype that a peer names, one of numbers, times, strings or raw bytes; or `ProtocolError`."""
+    need("numpy", "numpy")
     import numpy
 
     try:

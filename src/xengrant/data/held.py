@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from xengrant.errors import ProtocolError
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from xengrant.gnttab import Mapped
     from xengrant.meeting import Advertisement
 
-__all__ = ["Looking", "parse_header", "share_bytes"]
+__all__ = ["Looking", "need", "parse_header", "share_bytes"]
 
 _View = TypeVar("_View")
 
@@ -84,3 +85,13 @@ def parse_header(header: bytes, kind: str) -> dict[str, Any]:
         what = f"{'an' if kind == 'array' else 'a'} {kind}"
         raise ProtocolError(f"the peer does not say that its pages hold {what}: {header[:64]!r}")
     return found
+
+
+def need(module: str, extra: str) -> None:
+    """Import what only this extra of xengrant brings; `ModuleNotFoundError` says how to install it."""
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ModuleNotFoundError(f"{module} is missing: pip install 'xengrant[{extra}]'", name=module) from None

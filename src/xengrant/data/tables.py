@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from xengrant.data.held import Looking, parse_header, share_bytes
+from xengrant.data.held import Looking, need, parse_header, share_bytes
 from xengrant.errors import ProtocolError
 from xengrant.memory import PAGE_SIZE
 
@@ -75,6 +75,7 @@ def share_table(domain: Domain, peer: int, table: pyarrow.Table | pyarrow.Record
 
     Raises as `Gntshr.share_pages` and `Domain.advertise`.
     """
+    need("pyarrow", "arrow")
     import pyarrow
 
     measuring = pyarrow.MockOutputStream()
@@ -106,6 +107,7 @@ def map_table(
     unless `trusted`: then they are in place too, and a peer that changes them can have this process crash. Raises
     `ProtocolError` where the pages hold no table, `TimeoutError`, and as `Gnttab.map`.
     """
+    need("pyarrow", "arrow")
     found = domain.find_advertised(domid, path, timeout)
     size = parse_header(found.header, "table").get("bytes")
     if type(size) is not int or not 0 < size <= len(found.grants) * PAGE_SIZE:
