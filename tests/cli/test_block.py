@@ -61,6 +61,8 @@ def test_a_disk_is_read_and_written(user: Users, image: Path) -> None:
     assert written.returncode == 0, written
     assert image.read_bytes()[1024:2048] == b"x" * 1024
     assert "wrote 2 sectors from 2 on" in written.stderr.decode()
+    one = user(1).run("block", "attach", "0", "write", "--sector", "5", stdin=b"y" * 512)
+    assert "wrote 1 sector from 5 on" in one.stderr.decode(), one
 
 
 @pytest.mark.parametrize("options", [(), ("--poll", "0.1")])

@@ -201,6 +201,7 @@ async def _write(args: argparse.Namespace, disk: block.BlockFrontend) -> None:
             at += len(data) // _SECTOR
             shown.add(len(data))
     await disk.flush()
+    count = at - args.sector
     if args.json:
-        output.emit_json(event="written", sector=args.sector, sectors=at - args.sector)
-    output.say(f"wrote {at - args.sector} sectors from {args.sector} on")
+        output.emit_json(event="written", sector=args.sector, sectors=count)
+    output.say(f"wrote {count} sector{'s' * (count != 1)} from {args.sector} on")
