@@ -254,6 +254,8 @@ def test_an_argument_that_cannot_be_is_one_clear_line(user: Users, arguments: li
         (["share"], "--to"),
         (["share", "--to", "2", "--pages", "0"], "must be at least 1"),
         (["share", "--to", "2", "--pages", "-1"], "not a number"),
+        (["share", "--to", "2", "--pages", "16777216"], "argument --pages: at most 16777215 pages"),
+        (["share", "--to", "2", "--pages", "99999999999999999999"], "argument --pages: at most 16777215 pages"),
         (["share", "--to", "2", "--pages", "1", "--file", "x"], "not allowed with argument"),
         (["map", "1"], "give refs, or --at PATH"),
         (["map", "1", "8", "--at", "data/x"], "give refs, or --at PATH"),

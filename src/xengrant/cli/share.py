@@ -12,6 +12,8 @@ from xengrant.abi.xen import PAGE_SIZE
 from xengrant.cli import arguments, output
 from xengrant.cli.hold import Hold
 
+_MOST_PAGES = (1 << 24) - 1  # of `Gntshr.share_pages`
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = (
@@ -23,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to", metavar="DOMAIN", required=True, help="the domain to grant to: its domid, or in dom0 its name"
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--pages", metavar="N", type=arguments.count, help="zeroed pages to share (default 1)")
+    what.add_argument("--pages", metavar="N", type=_pages, help="zeroed pages to share (default 1)")
     what.add_argument(
         "--file", metavar="F", help="share the content of F (- is stdin), padded with zeros to whole pages"
     )
@@ -64,6 +66,13 @@ def run(args: argparse.Namespace) -> int:
         output.emit_json(event="released", refs=list(share.refs))
     output.say(f"released {arguments.pages_text(pages)}")
     return 0
+
+
+def _pages(text: str) -> int:
+    value = arguments.count(text)
+    if value > _MOST_PAGES:
+        raise argparse.ArgumentTypeError(f"at most {_MOST_PAGES} pages")
+    return value
 
 
 def _read(name: str) -> bytes:
