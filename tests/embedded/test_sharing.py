@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -192,3 +194,20 @@ def test_dom0_maps_the_builders_pages_of_every_domain(opened: Open) -> None:
     index = add_map(opened(2, "gntdev"), [(1, 0)])
     with refused(errno.EINVAL):
         opened(2, "gntdev").mmap(PAGE_SIZE, index, writable=False)
+
+
+def test_a_machine_that_runs_without_assertions_keeps_its_promises() -> None:
+    program = """
+import xengrant
+from xengrant.embedded import Machine
+with Machine() as machine, xengrant.connect(machine.url(1)) as one, xengrant.connect(machine.url(2)) as two:
+    with one.gntshr() as gntshr, two.gnttab() as gnttab:
+        with gntshr.share_pages(2, 2, writable=False) as share:
+            share.mapping[:5] = b"hello"
+            copied = bytearray(5)
+            print(gnttab.copy_run(1, [(share.refs[0], 0, 5)], memoryview(copied), to_grants=False), bytes(copied))
+        print(machine.status()["domains"][1]["grants"])
+"""
+    command = [sys.executable, "-O", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("[0] b'hello'\n0\n", "")

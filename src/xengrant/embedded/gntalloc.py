@@ -186,7 +186,7 @@ class Gntalloc(File):
             gref.port.put()
         gref.port = port
         gref.clear_byte = byte if action & CLEAR_BYTE else None
-        assert gref.page.memory.view  # mapped now, while failing can be told
+        _ = gref.page.memory.view  # mapped now, while failing can be told
         return Answer()
 
     def _find(self, index: int, count: int) -> list[Gref] | None:
