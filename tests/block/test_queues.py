@@ -14,6 +14,7 @@ from xengrant.abi import blkif
 from xengrant.abi.blkif import Layout
 from xengrant.embedded import Machine
 from xengrant.gnttab import Gnttab
+from xengrant.pv.block import pages as pages_module
 from xengrant.pv.block.disks import File, Memory
 from xengrant.pv.block.pages import KeptPages
 
@@ -292,3 +293,18 @@ async def test_a_file_that_closes_at_once_answers_all_that_was_asked(machine: Ma
                 assert {getattr(result, "errno", result) for result in results} <= {None, errno.EIO}
                 assert ends.back.join(SOON)
                 assert not ends.errors
+
+
+@looped
+async def test_rings_of_one_process_keep_few_maps_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xengrant.pv.block.pages._MOST_IN_ALL", 4)
+    kept = pages_module._kept_in_all
+    before = kept.value
+    async with Ends(machine, Memory(1 << 20)) as ends:
+        for count in range(1, 12):  # each time one page more
+            data = bytes([count]) * 4096 * count
+            await ends.front.write(0, memoryview(data))
+            assert await ends.front.read(0, 8 * count) == data
+            assert kept.value <= before + 4
+        assert not ends.errors
+    assert kept.value == before

@@ -8,6 +8,7 @@ that is not granted has its request answered with an error, and only that.
 from __future__ import annotations
 
 import abc
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["CopiedPages", "KeptPages", "MappedPages", "Pages"]
 
 _NOT_HAD = (GrantError, OSError)  # or this process has no memory, or has as many maps as the system gives one
-_MOST_GROUPS = 1024
-"""A generation of pages that were kept one by one is full with so many: a process has 65,530 maps, whoever's disks it
-serves (Linux vm.max_map_count)."""
+_MOST_GROUPS, _MOST_IN_ALL = 1024, 32768
+"""A generation of pages that were kept one by one is full with so many, and all rings of this process keep so many
+together: it has 65,530 maps, whoever's disks it serves (Linux vm.max_map_count)."""
 
 
 class Pages(abc.ABC):
@@ -57,6 +58,21 @@ class Pages(abc.ABC):
         return self._gnttab.map([Grant(self._domid, ref) for ref in refs], writable=writable)
 
 
+class _Count:
+    """A number that any thread may add to."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self, number: int) -> None:
+        with self._lock:
+            self.value += number
+
+
+_kept_in_all = _Count()  # groups
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Pages that were mapped at once, and are unmapped at once."""
@@ -71,7 +87,9 @@ class KeptPages(Pages):
     They are mapped in groups, as requests bring them, and kept in two generations. When the younger has `most` pages,
     or 1024 groups, it becomes the old one, and what of the old one nobody has used meanwhile is unmapped: so many of
     those used last stay mapped at least, and never more than twice as many, or twice the pages of the largest request
-    where those are more. A `BlockServer` that is told of them knows the younger generation.
+    where those are more. Where the rings of this process keep 32,768 groups together, one that needs another lets go of
+    all its own first: no front end can use up the maps of the others'. A `BlockServer` that is told of them knows the
+    younger generation.
     """
 
     def __init__(self, gnttab: Gnttab, domid: int, most: int) -> None:
@@ -112,8 +130,9 @@ class KeptPages(Pages):
             request.buffers = []
 
     def end(self) -> None:
+        _kept_in_all.add(-len(self._groups))
         self._forget()
-        self._old = {}
+        self._drop_old()
 
     def tell(self, server: BlockServer) -> None:
         """Have it serve requests for the pages that are kept, from now on."""
@@ -150,7 +169,10 @@ class KeptPages(Pages):
         return [found[ref] for ref in refs]
 
     def _keep(self, refs: Sequence[int]) -> _Group:
+        if _kept_in_all.value >= _MOST_IN_ALL:
+            self.end()
         mapping = self._map(refs, writable=True).mapping
+        _kept_in_all.add(1)
         whole = memoryview(mapping)
         views = [whole[at : at + PAGE_SIZE] for at in range(0, len(whole), PAGE_SIZE)]
         mapping.close_on_release()  # the views alone keep it, here or in requests under way
@@ -158,12 +180,17 @@ class KeptPages(Pages):
 
     def _add(self, group: _Group) -> None:
         if len(self._views) + len(group.pages) > self._most or len(self._groups) >= _MOST_GROUPS:
+            self._drop_old()
             self._old = {ref: group for group in self._groups for ref in group.pages}
             self._forget()
         self._groups.append(group)
         self._views |= group.pages
         if self._server is not None:
             self._server.keep(tuple(group.pages), group.whole)
+
+    def _drop_old(self) -> None:
+        _kept_in_all.add(-len({id(group) for group in self._old.values()}))
+        self._old = {}
 
     def _forget(self) -> None:
         """All of the younger generation."""
