@@ -308,3 +308,17 @@ async def test_rings_of_one_process_keep_few_maps_together(machine: Machine, mon
             assert kept.value <= before + 4
         assert not ends.errors
     assert kept.value == before
+
+
+@looped
+async def test_requests_that_nobody_waits_for_leave_the_line(machine: Machine) -> None:
+    async with Ends(machine, Memory(1 << 20)) as ends:
+        ends.stop_back()
+        asked = [ends.front.write(0, memoryview(bytes(4096))) for _ in range(100)]
+        sent = len(ends.front._calls)
+        for request in asked:
+            request.cancel()
+        await asyncio.sleep(0)
+        assert ends.front.depth == sent < 100
+        ends.start_back()
+        assert await ends.front.read(0, 8) == bytes(4096)

@@ -120,9 +120,17 @@ class FrontQueue:
         if self._failure is not None:
             raise copy.copy(self._failure) from self._failure
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self._line.append(_Call(operation, sector, count, data, future))
+        call = _Call(operation, sector, count, data, future)
+        self._line.append(call)
         self._serve()
+        if self._line and self._line[-1] is call:
+            future.add_done_callback(lambda future: self._leave(call))
         return future
+
+    def _leave(self, call: _Call) -> None:
+        """Whoever waited for it may have gone while it stood in line, with all that it was to write."""
+        if call in self._line:
+            self._line.remove(call)
 
     def _serve(self) -> None:
         """Send what has room, first come, first served."""
