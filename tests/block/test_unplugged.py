@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
+import itertools
 import threading
 from collections.abc import AsyncIterator
 
@@ -25,9 +27,11 @@ from xengrant.rings.rpc import FrontRing
 from xengrant.xenstore import AsyncXenStore
 
 from .ends import SOON, looped
-from .plugged import FRONT, HANDLE, SLOT, bus, made
+from .plugged import FRONT, HANDLE, SLOT, attached, bus, made
 
 LAYOUT = blkif.NATIVE
+
+PLUGGED = importlib.import_module("xengrant.pv.block.plugged")  # in whose place the package has the function
 
 
 class SlowFlush(block.Memory):
@@ -188,3 +192,61 @@ async def test_what_is_asked_until_a_failed_device_is_seen_to_close_fails(machin
         front.ask(read=4)
         assert await front.answers(4) == [(1, blkif.RSP_OKAY), *failed(2, 3, 4)]
         await front.is_now(XenbusState.CLOSED)
+
+
+@looped
+async def test_a_front_end_that_does_not_let_go_and_asks_on_is_unplugged_and_can_come_again(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PLUGGED, "CLOSING_SECONDS", 0.2)
+    with xengrant.connect(machine.url(0)) as dom0:
+        async with contextlib.AsyncExitStack() as front_end:
+            async with block.plugged(block.Memory(8192), 1, domain=dom0):
+                front = await front_end.enter_async_context(connected(machine))
+                asking = asyncio.create_task(_ask_on(front))
+            asking.cancel()
+        async with block.plugged(block.Memory(8192), 1, domain=dom0), attached(machine) as disk:
+            assert await disk.read(0, 1) == bytes(512)
+
+
+async def _ask_on(front: Front) -> None:
+    for number in itertools.count(1):
+        front.ask(read=number)
+        await front.answers(1)
+        await asyncio.sleep(0.05)
+
+
+@looped
+async def test_a_disk_that_cannot_be_closed_is_taken_away_and_said_to_be(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLOSING_SECONDS", "REFUSING_SECONDS", "_SLACK"):
+        monkeypatch.setattr(PLUGGED, name, 0.1)
+    disk = SlowFlush()
+    with xengrant.connect(machine.url(0)) as dom0:
+        with pytest.raises(TimeoutError, match="has not closed"):
+            await _plug_and_hang(machine, dom0, disk)
+        async with dom0.aio.xenstore() as store:
+            assert not await store.exists(SLOT.back_path)
+            assert not await store.exists(SLOT.front_path)
+
+
+async def _plug_and_hang(machine: Machine, dom0: xengrant.Domain, disk: SlowFlush) -> None:
+    async with block.plugged(disk, 1, domain=dom0), connected(machine) as front:
+        front.ask(flush=1)
+        await asyncio.to_thread(disk.begun.wait, SOON)
+        asyncio.get_running_loop().call_later(1.0, disk.goes_on.set)
+
+
+@pytest.mark.parametrize("state", [XenbusState.CLOSING, XenbusState.CLOSED])
+@looped
+async def test_an_unplugging_that_was_broken_off_is_ended_by_the_next_server(
+    machine: Machine, state: XenbusState
+) -> None:
+    async with dom0_store(machine) as store:
+        await pv.create(store, SLOT, front_nodes={"virtual-device": HANDLE}, back_nodes={"mode": "w"})
+        await store.write(f"{SLOT.back_path}/online", "0")
+        await store.write(f"{SLOT.back_path}/state", str(int(state)))
+    with xengrant.connect(machine.url(0)) as dom0:
+        async with block.plugged(block.Memory(8192), 1, domain=dom0), attached(machine) as disk:
+            assert await disk.read(0, 1) == bytes(512)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 
 import xengrant
@@ -231,5 +235,53 @@ def test_nodes_of_the_back_end_that_change_are_told(dom0: xengrant.Domain, guest
                 assert back.connection is not None
                 await back.connection.update({"greeting": "good evening"})
                 await device._until(lambda: front.greeting == "good evening", SOON, "to be told")
+
+    run(main())
+
+
+def test_nodes_are_removed_while_the_other_end_writes_its_own(dom0: xengrant.Domain, guest: xengrant.Domain) -> None:
+    async def main() -> None:
+        async with dom0.aio.xenstore() as store, guest.aio.xenstore() as its:
+            slot = await plugged(store)
+            await pv.remove(_Disturbed(store, lambda: its.write("device/echo/0/x", "")), slot)
+            assert not await store.exists(slot.front_path)
+            assert not await store.exists("/local/domain/1/device/echo")
+            assert not await store.exists("/local/domain/0/backend/echo/1")
+
+    run(main())
+
+
+class _Disturbed:
+    """xenstore as it is where somebody writes in the middle of each transaction, for as long as that is possible."""
+
+    def __init__(self, store: xengrant.AsyncXenStore, write: Callable[[], Awaitable[None]]) -> None:
+        self._store = store
+        self._write = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def run_transaction(self, change: Callable[[Any], Awaitable[None]]) -> None:
+        async def disturbed(transaction: Any) -> None:
+            await change(transaction)
+            with contextlib.suppress(xengrant.XenStoreError):
+                await self._write()
+
+        await self._store.run_transaction(disturbed)
+
+
+def test_a_back_end_that_writes_no_state_is_unplugged_all_the_same(
+    dom0: xengrant.Domain, guest: xengrant.Domain
+) -> None:
+    async def main() -> None:
+        async with dom0.aio.xenstore() as store:
+            slot = await plugged(store)
+            await store.write(f"{slot.front_path}/state", "")
+            await store.write(f"{slot.back_path}/state", "bogus")
+            with pytest.raises(TimeoutError, match="state is none that there is"):
+                await pv.unplug(store, slot, timeout=0.2)
+            async with bench(dom0, guest):
+                await pv.unplug(store, slot, timeout=SOON)
+            assert not await store.exists(slot.back_path)
 
     run(main())

@@ -6,6 +6,7 @@ Called in dom0, or by each of two guests for its own half. Calls xenstore.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from xengrant.abi.xenbus import XenbusState
 from xengrant.arguments import checked_domid
-from xengrant.errors import XenStoreError
+from xengrant.errors import ProtocolError, XenStoreError
 from xengrant.pv.device import remove_nodes
 from xengrant.pv.nodes import Nodes, Value, write_nodes
 from xengrant.xenstore import Permission
@@ -21,7 +22,7 @@ from xengrant.xenstore import Permission
 if TYPE_CHECKING:
     from xengrant.xenstore import AsyncTransaction, AsyncXenStore
 
-__all__ = ["Slot", "back_directory", "create", "remove", "unplug"]
+__all__ = ["Slot", "back_directory", "create", "is_unplugged", "remove", "unplug"]
 
 Halves = Literal["both", "front", "back"]
 
@@ -118,10 +119,11 @@ async def unplug(store: AsyncXenStore, slot: Slot, *, timeout: float | None = 10
     nodes = Nodes(store, slot.back_path)
 
     async def begin(transaction: AsyncTransaction) -> None:
-        if await Nodes(transaction, slot.back_path).state() is XenbusState.UNKNOWN:
+        state = await _state(Nodes(transaction, slot.back_path))
+        if state is XenbusState.UNKNOWN:
             return
         await transaction.write(f"{slot.back_path}/online", "0")
-        if await Nodes(transaction, slot.back_path).state() is not XenbusState.CLOSED:
+        if state is not XenbusState.CLOSED:
             await transaction.write(f"{slot.back_path}/state", str(int(XenbusState.CLOSING)))
 
     async with await store.watch(f"{slot.back_path}/state") as watch:
@@ -129,16 +131,30 @@ async def unplug(store: AsyncXenStore, slot: Slot, *, timeout: float | None = 10
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
-                while await nodes.state() not in (XenbusState.CLOSED, XenbusState.UNKNOWN):
+                while await _state(nodes) not in (XenbusState.CLOSED, XenbusState.UNKNOWN):
                     await watch.wait()
         except TimeoutError:
             if not limit.expired():
                 raise
+            front = await _state(Nodes(store, slot.front_path))
             raise TimeoutError(
                 f"the back end has not closed {slot.back_path} in {timeout} seconds: does its program run? The front "
-                f"end's state is {(await Nodes(store, slot.front_path).state()).name}"
+                f"end's state is {front.name if front else 'none that there is'}"
             ) from None
     await remove(store, slot)
+
+
+async def is_unplugged(store: AsyncXenStore, slot: Slot) -> bool:
+    """Whether `unplug` has begun, and the nodes are there yet."""
+    return await store.exists(slot.back_path) and not await Nodes(store, slot.back_path).flag("online")
+
+
+async def _state(nodes: Nodes) -> XenbusState | None:
+    """None where an end wrote what is no state."""
+    try:
+        return await nodes.state()
+    except ProtocolError:
+        return None
 
 
 async def remove(store: AsyncXenStore, slot: Slot, *, halves: Halves = "both") -> None:
@@ -148,4 +164,13 @@ async def remove(store: AsyncXenStore, slot: Slot, *, halves: Halves = "both") -
         for path, top in slot._halves(halves):
             await remove_nodes(transaction, path, top)
 
-    await store.run_transaction(change)
+    try:
+        await store.run_transaction(change)
+    except XenStoreError as error:
+        if error.errno != errno.EAGAIN:
+            raise
+        # An end that writes its nodes without a pause is in the way of any transaction, and of no single request.
+        for path, _ in slot._halves(halves):
+            with contextlib.suppress(XenStoreError):
+                await store.rm(path)
+        await store.run_transaction(change)

@@ -21,11 +21,10 @@ from xengrant.cli.hold import Hold
 from xengrant.devices.socket import SocketSystem
 from xengrant.polling import MOST_SECONDS, check_seconds
 from xengrant.pv import block
+from xengrant.pv.block.plugged import CLOSING_SECONDS, end_unplugging, unplug
 
 NAME = "serve"
 HELP = "serve an image as a disk of another domain"
-
-_CLOSING = 10.0  # seconds that the other domain has to let go of the disk
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -142,15 +141,11 @@ class _Server:
         name = vdev.name(self._args.vdev)
         live = Live(self._look, f"{name} of domain {self._key[0]}", json=self._args.json)
         async with self._domain.aio.xenstore() as store:
-            self._bus = pv.BackendBus(
-                self._slot.back_name or self._slot.kind,
-                self._make,
-                domain=self._domain,
-                within=self._args.within,
-                accept=lambda domid, handle: (domid, handle) == self._key,
-                closing_seconds=_CLOSING,
-            )
+            if not self._args.within and not self._slot.back:
+                await end_unplugging(store, self._slot, self._new_bus)
             removable = await self._make_nodes(store, name)
+            self._bus = self._new_bus()
+            unplugged = True
             async with self._bus:
                 where = self._slot.back_path
                 live.event(
@@ -160,9 +155,19 @@ class _Server:
                     reason = await self._show(live)
                 finally:
                     if removable:
-                        await self._unplug(store)
+                        unplugged = await self._unplug(store, self._bus)
         live.end(reason)
-        return 0
+        return 0 if unplugged else 1
+
+    def _new_bus(self) -> pv.BackendBus:
+        return pv.BackendBus(
+            self._slot.back_name or self._slot.kind,
+            self._make,
+            domain=self._domain,
+            within=self._args.within,
+            accept=lambda domid, handle: (domid, handle) == self._key,
+            closing_seconds=CLOSING_SECONDS,
+        )
 
     def _make(self, device: pv.Device) -> block.BlockBackend:
         backend = block.BlockBackend(device, self._image, self._offer)
@@ -230,16 +235,18 @@ class _Server:
             for backend in self._backends:
                 await backend.resize()
 
-    async def _unplug(self, store: xengrant.AsyncXenStore) -> None:
-        # The bus gives the guest its seconds; where the other half is another's to remove, ours goes alone.
+    async def _unplug(self, store: xengrant.AsyncXenStore, bus: pv.BackendBus) -> bool:
+        """Whether the guest has let go of it. Where the other half is another's to remove, ours goes alone."""
         try:
             if not self._args.within:
-                await pv.unplug(store, self._slot, timeout=_CLOSING + 5)
-            elif self._bus is not None:
-                await self._bus.close()
+                await unplug(store, self._slot, bus)
+            else:
+                await bus.close()
                 await pv.remove(store, self._slot, halves="back")
         except (TimeoutError, xengrant.InterfaceUnavailable) as error:
             output.say(f"xengrant: {error}")
+            return False
+        return True
 
     def _look(self) -> Look:
         device = self._bus.devices.get(self._key) if self._bus is not None else None

@@ -30,15 +30,17 @@ if TYPE_CHECKING:
     from xengrant.pv.block.requests import Reader, Request
     from xengrant.pv.block.ring import BlockRing
 
-__all__ = ["BATCH_PAGES", "BackQueue"]
+__all__ = ["BATCH_PAGES", "REFUSING_SECONDS", "BackQueue"]
 
 BATCH_PAGES = 1024
 """How many pages of data one batch has at most, unless one request has more."""
 
 _CHANGED, _SILENCED = 0, 3  # what Doorbell.wait says of news, and where no event can come any more
 
-_QUIET, _LONGEST = 0.3, 5.0
-"""Seconds without a request after which a front end that closes has no more; and how long one is refused at most."""
+REFUSING_SECONDS = 5.0
+"""How long a front end that closes, and asks on, is refused at most."""
+
+_QUIET = 0.3  # seconds without a request after which it has no more
 
 _log = logging.getLogger("xengrant.pv.block")
 
@@ -199,7 +201,7 @@ class BackQueue:
         Linux's front end has requests that wait for a slot, or that were held back as it closed. Each event has it put
         them in the ring, closed as it is (drivers/block/xen-blkfront.c, blkfront_closing and blkif_interrupt).
         """
-        deadline = time.monotonic() + _LONGEST
+        deadline = time.monotonic() + REFUSING_SECONDS
         self.doorbell.ring()
         while time.monotonic() < deadline:
             changes = self.doorbell.changes
