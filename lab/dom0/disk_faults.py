@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from functools import partial
 
 from lab.dom0.disk_checks import SAME_LINKS, digest, kernel_has_no_complaint, wait_for_disk, wait_until_gone
-from lab.dom0.disks import CommandDisk, Disk
+from lab.dom0.disks import CLOSED, CLOSING, CommandDisk, Disk
 from lab.dom0.guest import Command, Guest
 from lab.dom0.served_disks import DiskServer
-from lab.dom0.xenstore import xenstore_list, xenstore_read
+from lab.dom0.xenstore import xenstore_list, xenstore_read, xenstore_wait, xenstore_write
 from lab.dom0.xl import xl_list
 
 __all__ = [
     "BAD_SECTORS",
     "bad_sectors_are_io_errors",
+    "broken_off_unplugging_is_ended",
     "dead_disk_is_io_errors",
     "destroy_guest_in_use",
     "growth_is_seen",
@@ -189,6 +190,18 @@ def kill_server_under_requests(guest: Guest, disk: CommandDisk, *, kills: int = 
         wait_for_requests(disk, 20)
         count = judge_writer(guest, disk, running, size)
     return f"{kills} kills with {waiting} requests of the guest's waiting; {count} reads and writes"
+
+
+def broken_off_unplugging_is_ended(guest: Guest, disk: CommandDisk) -> str:
+    """The server is killed while it unplugs: the next one ends that, and plugs the disk in anew. Over and over."""
+    for _ in range(3):
+        disk.kill()
+        xenstore_write({f"{disk.back}/online": 0, f"{disk.back}/state": CLOSING})
+        xenstore_wait(f"{disk.front}/state", lambda value: value == CLOSED, 30, "the guest does not close its end")
+        disk.plug()
+        wait_for_disk(guest, disk)
+        guest.check(f"dd if=/dev/{disk.vdev} of=/dev/null iflag=direct bs=4096 count=1 status=none", 30)
+    return "three times, and the guest read again"
 
 
 def kill_server_under_files(guest: Guest, disk: CommandDisk, tree: str = "/usr", *, every: int = 60) -> str:

@@ -21,7 +21,7 @@ from lab.dom0.places import RESULTS
 from lab.dom0.xenstore import xenstore_permit, xenstore_read, xenstore_remove, xenstore_wait, xenstore_write
 from lab.dom0.xl import xl
 
-__all__ = ["CommandDisk", "Disk", "LinuxDisk", "QemuDisk", "XlDisk", "python_disk", "vdev_number"]
+__all__ = ["CLOSED", "CLOSING", "CommandDisk", "Disk", "LinuxDisk", "QemuDisk", "XlDisk", "python_disk", "vdev_number"]
 
 INITIALISING, WAITING, CONNECTED, CLOSING, CLOSED = "1", "2", "4", "5", "6"
 """States of Xen public/io/xenbus.h."""

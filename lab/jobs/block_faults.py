@@ -40,6 +40,13 @@ ALWAYS = (
     checks.unplug_while_mounted,
 )
 LONG = (checks.files_survive,)
+OWN_CHECKS = (
+    "growth_is_seen",
+    "broken_off_unplugging_is_ended",
+    "kill_server_under_requests",
+    "kill_server_under_files",
+    "destroy_guest_in_use",
+)
 FAILURES = (AssertionError, GuestError, OSError, RuntimeError, XlError, subprocess.SubprocessError)
 
 
@@ -111,12 +118,12 @@ def first(guest: Guest, server: DiskServer, judge: Judge, *, long: bool) -> None
             with faults.writer_at_work(guest, good):
                 judge(guest, "bad_sectors_are_io_errors", partial(faults.bad_sectors_are_io_errors, guest, bad))
                 judge(guest, "dead_disk_is_io_errors", partial(faults.dead_disk_is_io_errors, guest, dying, server))
-        if judge.wants(
-            "growth_is_seen", "kill_server_under_requests", "kill_server_under_files", "destroy_guest_in_use"
-        ):
+        if judge.wants(*OWN_CHECKS):
             with own:
                 checks.wait_for_disk(guest, own)
                 judge(guest, "growth_is_seen", partial(faults.growth_is_seen, guest, own))
+                broken_off = partial(faults.broken_off_unplugging_is_ended, guest, own)
+                judge(guest, "broken_off_unplugging_is_ended", broken_off)
                 kills, tree, every = (6, "/usr", 60) if long else (2, str(LIBRARIES), 80)
                 kill = partial(faults.kill_server_under_requests, guest, own, kills=kills)
                 judge(guest, "kill_server_under_requests", kill)
