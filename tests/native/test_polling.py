@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from xengrant import _native
 from xengrant._native import Descriptor, Doorbell, Stream
 
 from .rings import (
@@ -174,7 +175,7 @@ def test_looking_at_a_word_ends_with_another_value_or_a_wake() -> None:
         assert bell.here.look(memory, 4, 0, bell.here.wakes + 1)
         bell.here.poll = _LONG
         with _sooner():
-            _later(0.05, struct.pack_into, "<I", memory, 4, 7)
+            _later(0.05, _native.store32, memory, 4, 7)
             assert bell.here.look(memory, 4, 0, bell.here.wakes)
             _later(0.05, bell.here.wake)
             assert bell.here.look(memory, 4, 7, bell.here.wakes)
