@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, Self, cast, runtime_checkable
@@ -208,41 +209,46 @@ class File:
 class Memory:
     """A disk of `size` bytes in this process's memory, zeros at first; or `data` itself.
 
-    Threads: any call from any thread; what is read while another writes the same sectors is some of both.
+    Threads: any call from any thread; they are done one after the other.
     """
 
     def __init__(self, data: int | bytearray) -> None:
         self.data = bytearray(data) if isinstance(data, int) else data
         self.size = len(self.data)
         self._view = memoryview(self.data)
+        self._lock = threading.Lock()  # two threads without a GIL may not slice one view
 
     def pread(self, length: int, offset: int, /) -> bytes:
         """A copy of `length` bytes from `offset` on."""
-        return bytes(self._view[offset : offset + length])
+        with self._lock:
+            return bytes(self._view[offset : offset + length])
 
     def pwrite(self, data: Buffer, offset: int, /) -> None:
         """Write all of `data` from byte `offset` on."""
-        with memoryview(data) as view:
+        with memoryview(data) as view, self._lock:
             self._view[offset : offset + view.nbytes] = view.cast("B")
 
     def preadv(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         """Fill all the buffers from byte `offset` on."""
-        for buffer in buffers:
-            buffer[:] = self._view[offset : offset + len(buffer)]
-            offset += len(buffer)
+        with self._lock:
+            for buffer in buffers:
+                buffer[:] = self._view[offset : offset + len(buffer)]
+                offset += len(buffer)
 
     def pwritev(self, buffers: Sequence[memoryview], offset: int, /) -> None:
         """Write all of the buffers from byte `offset` on."""
-        for buffer in buffers:
-            self._view[offset : offset + len(buffer)] = buffer
-            offset += len(buffer)
+        with self._lock:
+            for buffer in buffers:
+                self._view[offset : offset + len(buffer)] = buffer
+                offset += len(buffer)
 
     def flush(self) -> None:
         """Nothing is to be done."""
 
     def discard(self, length: int, offset: int, /) -> None:
         """These `length` bytes from `offset` on are zeros from now on."""
-        self._view[offset : offset + length] = bytes(length)
+        with self._lock:
+            self._view[offset : offset + length] = bytes(length)
 
     def __repr__(self) -> str:
         return f"<Memory of {self.size} bytes>"
