@@ -147,8 +147,10 @@ class Actor:
 
     def outcome(self) -> Outcome:
         """Wait for its end."""
+        deadline = time.monotonic() + LONG
         while self._ended is None:
-            self._next()
+            message = self._next()
+            assert time.monotonic() < deadline, f"the {self.role} does not end: {message}"
         return self._ended
 
     def again(self) -> None:

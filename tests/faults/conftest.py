@@ -46,10 +46,9 @@ def show_each_other(url: Callable[[int], str], domids: Iterable[int]) -> None:
     """
     with xengrant.connect(url(0)) as dom0, dom0.xenstore() as store:
         store.mkdir("data")
-        store.set_permissions("data", [Permission(0, "n"), Permission(VICTIM, "r")])
-        for domid in domids:
+        for domid in (0, *domids):
             home = f"/local/domain/{domid}/data"
-            theirs = [Permission(domid, "n"), Permission(SURVIVOR + VICTIM - domid, "r")]
+            theirs = [Permission(domid, "n"), Permission(VICTIM if domid != VICTIM else SURVIVOR, "r")]
             store.set_permissions(home, theirs)
             store.write(f"{home}/here", "")
             # Rights end with the domain that had them, also those to what the other one had written already.
