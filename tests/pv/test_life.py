@@ -243,7 +243,8 @@ def test_nodes_are_removed_while_the_other_end_writes_its_own(dom0: xengrant.Dom
     async def main() -> None:
         async with dom0.aio.xenstore() as store, guest.aio.xenstore() as its:
             slot = await plugged(store)
-            await pv.remove(_Disturbed(store, lambda: its.write("device/echo/0/x", "")), slot)
+            disturbed: Any = _Disturbed(store, lambda: its.write("device/echo/0/x", ""))
+            await pv.remove(disturbed, slot)
             assert not await store.exists(slot.front_path)
             assert not await store.exists("/local/domain/1/device/echo")
             assert not await store.exists("/local/domain/0/backend/echo/1")
