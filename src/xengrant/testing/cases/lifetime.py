@@ -29,8 +29,11 @@ class MunmapAlone(Case):
             else:
                 equal(share.mapping[0], 1, "the byte after munmap alone in an HVM domain")
             share.close()
-            with gntshr.share_pages(here.other, 1, writable=True) as new:
-                equal(new.refs == share.refs, kind == "pv", f"the ref is free after munmap alone, {kind}")
+            if kind == "pv":  # soon: Linux puts off what something else refers to yet (gnttab_unmap_refs_async)
+                here.comes_back(gntshr, share, "the ref is free after munmap alone in a PV domain")
+            else:
+                with gntshr.share_pages(here.other, 1, writable=True) as new:
+                    true(new.refs != share.refs, "the ref is not free after munmap alone in an HVM domain")
             here.tell("looked")
             here.hear("unmapped")
 
