@@ -277,9 +277,12 @@ def test_a_back_end_that_writes_no_state_is_unplugged_all_the_same(
     async def main() -> None:
         async with dom0.aio.xenstore() as store:
             slot = await plugged(store)
-            await store.write(f"{slot.front_path}/state", "")
+            await store.write(f"{slot.front_path}/state", "9")
             await store.write(f"{slot.back_path}/state", "bogus")
             with pytest.raises(TimeoutError, match="state is none that there is"):
+                await pv.unplug(store, slot, timeout=0.2)
+            await store.rm(slot.front_path)
+            with pytest.raises(TimeoutError, match="state is UNKNOWN"):
                 await pv.unplug(store, slot, timeout=0.2)
             async with bench(dom0, guest):
                 await pv.unplug(store, slot, timeout=SOON)

@@ -139,7 +139,7 @@ async def unplug(store: AsyncXenStore, slot: Slot, *, timeout: float | None = 10
             front = await _state(Nodes(store, slot.front_path))
             raise TimeoutError(
                 f"the back end has not closed {slot.back_path} in {timeout} seconds: does its program run? The front "
-                f"end's state is {front.name if front else 'none that there is'}"
+                f"end's state is {'none that there is' if front is None else front.name}"
             ) from None
     await remove(store, slot)
 
