@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import xengrant
 from xengrant._native import Doorbell
@@ -21,6 +21,8 @@ from xengrant.pv.block.pages import CopiedPages, KeptPages, MappedPages, Pages
 from xengrant.pv.block.requests import Limits, Reader
 from xengrant.pv.block.ring import BlockRing
 from xengrant.rings.rpc import FrontRing
+
+_T = TypeVar("_T")
 
 FRONT, BACK = 1, 2
 SOON = 60.0  # seconds; no test comes near it, unless others take the processor
@@ -38,6 +40,18 @@ def looped(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         asyncio.run(within())
 
     return run
+
+
+async def until(look: Callable[[], _T | None], what: str) -> _T:
+    """What `look()` sees at last, which nothing announces: a back end counts after it has answered."""
+    limit = SOON / 2
+    try:
+        async with asyncio.timeout(limit):
+            while not (seen := look()):
+                await asyncio.sleep(0.01)
+            return seen
+    except TimeoutError:
+        raise AssertionError(f"not so in {limit} seconds: {what}") from None
 
 
 class _Machine(Protocol):

@@ -24,7 +24,7 @@ from xengrant.pv import block
 from xengrant.pv.block.back_queue import BackQueue
 from xengrant.pv.connection import Connection
 
-from .ends import SOON, looped
+from .ends import SOON, looped, until
 from .plugged import FRONT, HANDLE, SLOT, attached, bus, made, plugged
 from .slow import Slow
 
@@ -52,6 +52,7 @@ async def test_a_disk_is_read_and_written(
         backend = served.devices[1, str(HANDLE)]._backend
         assert isinstance(backend, block.BlockBackend)
         assert backend.rings == rings
+        await until(lambda: backend.counters.depth == 0, "every request is counted")
         assert backend.counters.errors == 0
         assert backend.counters.written_bytes == len(data)
 
@@ -105,9 +106,7 @@ async def test_a_disk_that_grew_has_grown_for_the_front_end(machine: Machine, tm
             backend = served.devices[1, str(HANDLE)]._backend
             assert isinstance(backend, block.BlockBackend)
             await backend.resize()
-            async with asyncio.timeout(SOON):
-                while front.info.sectors != 32:
-                    await asyncio.sleep(0.01)
+            await until(lambda: front.info.sectors == 32, "the front end has seen the new size")
             assert await front.read(24, 8) == bytes(4096)
 
 
@@ -122,9 +121,7 @@ async def test_a_disk_that_shrank_ends_where_it_ends_now(machine: Machine, tmp_p
             assert isinstance(backend, block.BlockBackend)
             disk.size = 8192
             await backend.resize()
-            async with asyncio.timeout(SOON):
-                while front.info.sectors != 16:
-                    await asyncio.sleep(0.01)
+            await until(lambda: front.info.sectors == 16, "the front end has seen the new size")
             info, front._info = front.info, dataclasses.replace(front.info, sectors=32)  # as one that does not care
             for asked in (front.read(24, 8), front.write(24, bytes(4096))):
                 with pytest.raises(OSError, match="the back end failed"):
@@ -162,8 +159,8 @@ async def test_counters_outlive_a_connection_whose_disk_was_slow(machine: Machin
         disk.goes_on.set()
         async with attached(machine) as front:
             await front.read(0, 8)
+            await until(lambda: backend.counters.depth == 0, "every request is counted")
             assert backend.counters.reads == 2
-            assert backend.counters.depth == 0
             assert backend.rings == 1
 
 
@@ -212,12 +209,12 @@ async def _write(machine: Machine, data: bytes) -> None:
 
 async def _error(served: pv.BackendBus) -> BaseException:
     """What the device fails with, not counting a disconnect that is given up."""
-    async with asyncio.timeout(SOON):
-        while True:
-            device = served.devices.get((1, str(HANDLE)))
-            if device is not None and device.error is not None and not str(device.error).startswith("disconnect"):
-                return device.error
-            await asyncio.sleep(0.01)
+
+    def error() -> BaseException | None:
+        device = served.devices.get((1, str(HANDLE)))
+        return None if device is None or str(device.error).startswith("disconnect") else device.error
+
+    return await until(error, "the device fails")
 
 
 @looped

@@ -18,7 +18,7 @@ from xengrant.pv.block import pages as pages_module
 from xengrant.pv.block.disks import File, Memory
 from xengrant.pv.block.pages import KeptPages
 
-from .ends import SOON, Ends, looped
+from .ends import SOON, Ends, looped, until
 from .slow import Slow
 
 PATHS = ["kept", "mapped", "copied"]
@@ -41,6 +41,7 @@ async def test_what_is_written_is_read(machine: Machine, pages: str, persistent:
         assert await ends.front.read(11, 3) == data[3 * 512 : 6 * 512]
         await ends.front.flush()
         counters = ends.back.counters
+        await until(lambda: counters.depth == 0, "every request is counted")
         assert (counters.reads, counters.writes, counters.flushes, counters.errors) == (2, 1, 1, 0)
         assert not ends.errors
 
@@ -93,6 +94,7 @@ async def test_a_request_beyond_the_disk_is_an_error_and_the_next_is_served(mach
         with pytest.raises(OSError, match="failed at a write"):
             await ends.front.write(16, memoryview(bytes(512)))
         assert await ends.front.read(8, 8) == bytes(4096)
+        await until(lambda: ends.back.counters.depth == 0, "every request is counted")
         assert ends.back.counters.errors == 2
 
 
