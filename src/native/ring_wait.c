@@ -86,6 +86,9 @@ await_bytes(Ring *self, const Opened *opened, uint32_t wanted, uint64_t deadline
     if (is_woken(self))
         return see_wake(self);
     Waited waited = wait_on_bell(self->doorbell, opened->bell, seen, deadline);
+    /* Whatever is there: a peer that gives a little and never tells would keep signals waiting. */
+    if (waited == INTERRUPTED)
+        return PAUSED;
     /* Before it is asked for again. */
     if (is_there(self, opened, wanted))
         return READY;

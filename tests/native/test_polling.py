@@ -194,8 +194,10 @@ def _stop(number: int, frame: object) -> None:
 
 @pytest.mark.parametrize("gap", [0, 0.01], ids=["fast peer", "slow peer"])
 @pytest.mark.parametrize("several", [False, True])
-def test_a_signal_handler_runs_however_busy_the_stream_is(several: bool, gap: float) -> None:
-    """Who polls, and finds room before it sleeps, is never woken by an event; a signal is looked after all the same."""
+@pytest.mark.parametrize("poll", [0, 0.05], ids=["sleeping", "polling"])
+def test_a_signal_handler_runs_however_busy_the_stream_is(several: bool, gap: float, poll: float) -> None:
+    """The peer tells nobody of the room that it makes. Who polls finds it before it sleeps, and who sleeps whenever it
+    wakes; a signal is looked after all the same."""
     memory = live_memory()
     lines = [bytes(31)] * (1 << 20) if several else [bytes(1 << 26)]
     stopping = threading.Event()
@@ -203,7 +205,7 @@ def test_a_signal_handler_runs_however_busy_the_stream_is(several: bool, gap: fl
     try:
         with Bell() as bell:
             writer, reader = peers_writer(memory, bell.there), ring_reader(memory)
-            bell.there.poll = 0.05
+            bell.there.poll = poll
             stream = Stream(ring_reader(live_memory()), writer)
 
             def drain() -> None:
