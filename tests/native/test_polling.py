@@ -199,7 +199,7 @@ def test_a_signal_handler_runs_however_busy_the_stream_is(several: bool, gap: fl
     """The peer tells nobody of the room that it makes. Who polls finds it before it sleeps, and who sleeps whenever it
     wakes; a signal is looked after all the same."""
     memory = live_memory()
-    lines = [bytes(31)] * (1 << 20) if several else [bytes(1 << 26)]
+    lines = [bytes(31)] * (1 << 22) if several else [bytes(1 << 28)]  # which takes longer than the signal
     stopping = threading.Event()
     old = signal.signal(signal.SIGALRM, _stop)
     try:
@@ -212,7 +212,7 @@ def test_a_signal_handler_runs_however_busy_the_stream_is(several: bool, gap: fl
                 buffer = bytearray(SIZE if not gap else 1)
                 while writer.prod == 0 and not stopping.is_set():
                     time.sleep(0.001)
-                signal.setitimer(signal.ITIMER_REAL, 0.1)  # the process's, whoever sets it
+                signal.setitimer(signal.ITIMER_REAL, 0.01)  # the process's, whoever sets it
                 while not stopping.wait(gap) if gap else not stopping.is_set():
                     reader.readinto(buffer)
 
