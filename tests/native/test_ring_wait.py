@@ -89,6 +89,17 @@ def test_a_message_is_moved_whole_or_not_at_all() -> None:
                 writer.send(b"abc", start, False, 0)
 
 
+def test_a_message_of_any_length_arrives_as_it_was_sent() -> None:
+    """Short ones go another way than long ones; over 64 lengths each wraps around the ring's end somewhere."""
+    memory = live_memory()
+    with Bell() as bell:
+        reader, writer = bound_reader(memory, bell.here), peers_writer(memory, bell.there)
+        for length in range(65):
+            message = bytes(range(length, 2 * length))
+            assert writer.send(message, 0, True, 0) == length
+            assert reader.receive(length, True, 0) == message
+
+
 def test_a_stream_larger_than_the_ring_is_one_call() -> None:
     memory = live_memory()
     data = bytes(range(256)) * 40
