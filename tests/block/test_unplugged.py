@@ -12,6 +12,7 @@ import importlib
 import itertools
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from xengrant.abi.xenbus import XenbusState
 from xengrant.embedded import Machine
 from xengrant.evtchn import AsyncPort
 from xengrant.pv import block
+from xengrant.pv.backend import BackendDevice
 from xengrant.pv.block.back_queue import BackQueue
 from xengrant.rings.rpc import FrontRing
 from xengrant.xenstore import AsyncXenStore
@@ -178,6 +180,30 @@ async def test_what_waits_fails_where_the_nodes_vanish(machine: Machine, disk: S
     async with bus(machine, disk), made(machine), connected(machine) as front, dom0_store(machine) as store:
         await _begin(front, disk)
         await store.rm(SLOT.back_path)
+        assert await front.answers(3) == [(1, blkif.RSP_OKAY), *failed(2, 3)]
+
+
+@pytest.mark.parametrize("during", ["_own_state", "_report"])
+@looped
+async def test_what_waits_fails_where_the_nodes_vanish_in_the_middle_of_a_look(
+    machine: Machine, disk: SlowFlush, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    async with bus(machine, disk) as served, made(machine), connected(machine) as front, dom0_store(machine) as store:
+        await _begin(front, disk)
+        go_on = getattr(BackendDevice, during)
+
+        async def vanish_and_go_on(device: BackendDevice, *args: Any) -> Any:
+            if await store.exists(SLOT.back_path):
+                await store.rm(SLOT.back_path)
+            return await go_on(device, *args)
+
+        monkeypatch.setattr(BackendDevice, during, vanish_and_go_on)
+        (device,) = served.devices.values()
+        if during == "_report":
+            assert device.connection is not None
+            device.connection.fail(OSError(errno.EIO, "a cable was pulled"))
+        else:
+            device.news()
         assert await front.answers(3) == [(1, blkif.RSP_OKAY), *failed(2, 3)]
 
 

@@ -117,7 +117,7 @@ class BackendDevice(Device):
                     await self._give_up()
                     continue
                 if not await self._find_otherend():
-                    if not await self._store.nodes.exists(self.path):
+                    if await self._is_removed():
                         return await self._clear_error()
                     step = Step.WAIT
                 else:
@@ -154,7 +154,7 @@ class BackendDevice(Device):
             case Step.WAIT:
                 await self._wait_for_news(None)
             case Step.DISCONNECT:
-                await self._disconnect()
+                await self._disconnect(closing=await self._is_removed())
             case Step.OFFER if now < self._next_offer:
                 await self._wait_for_news(self._next_offer - now)
             case Step.OFFER:
@@ -228,7 +228,7 @@ class BackendDevice(Device):
         closing = False
         try:
             await self._report(error)
-            closing = await self._switch(_OPEN, XenbusState.CLOSING)
+            closing = await self._switch(_OPEN, XenbusState.CLOSING) or await self._is_removed()
         finally:
             await self._disconnect(closing=closing)
 
@@ -239,6 +239,10 @@ class BackendDevice(Device):
         await self._store.run(lambda transaction: remove_nodes(transaction, self.path, top))
 
     # What the toolstack wrote
+
+    async def _is_removed(self) -> bool:
+        """Whether the nodes are gone, in the middle of anything perhaps: then no successor takes the connection up."""
+        return not await self._store.nodes.exists(self.path)
 
     async def _own_state(self) -> XenbusState:
         try:
@@ -262,7 +266,7 @@ class BackendDevice(Device):
         except ProtocolError as error:
             if await self.nodes.exists("frontend") and str(error) != str(self.error):
                 await self._report(error)
-            await self._disconnect(closing=not await self._store.nodes.exists(self.path))
+            await self._disconnect(closing=await self._is_removed())
             await self._unwatch()
             self.otherend_path = ""
             return False
