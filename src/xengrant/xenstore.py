@@ -154,7 +154,8 @@ class XenStore(Connection, _Nodes):
         ``@releaseDomain`` and ``@introduceDomain`` tell of domains destroyed and made; a guest that dom0 does not
         tell gets EACCES (XSA-115). A guest may have 128 watches.
         """
-        return Watch(self, self._run(core.watch(self._codec, path), timeout))
+        self._check_open()  # in a forked child a lock may be held for ever
+        return Watch(self, self._run(core.watch(self._codec, path, self._reader.lock), timeout))
 
     def close(self) -> None:
         """Close the connection: transactions are dropped, whoever waits gets `InterfaceClosed`. Twice is fine."""

@@ -7,6 +7,7 @@ in xenstore_core.py, shared with the blocking client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -121,7 +122,7 @@ class AsyncXenStore(Connection, _AsyncNodes):
 
     async def watch(self, path: str) -> AsyncWatch:
         """As `XenStore.watch`: ``async with await store.watch(path) as watch``."""
-        return AsyncWatch(self, await self._run(core.watch(self._codec, path)))
+        return AsyncWatch(self, await self._run(core.watch(self._codec, path, contextlib.nullcontext())))
 
     def close(self) -> None:
         """Close the connection: transactions are dropped, whoever waits gets `InterfaceClosed`. Twice is fine."""

@@ -11,6 +11,7 @@ import errno
 import random
 import re
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TypeAlias, TypeVar
 
 from xengrant.abi import xs_wire
@@ -348,11 +349,13 @@ def end_transaction(transaction_id: int, *, commit: bool) -> Steps[None]:
     yield ending(transaction_id, commit=commit)
 
 
-def watch(codec: Codec, path: str) -> Steps[Events]:
+def watch(codec: Codec, path: str, lock: AbstractContextManager[object]) -> Steps[Events]:
+    """`lock` is held while the watch gets its token, where threads may begin two at once."""
     if checked_text("path", path).startswith("@"):
         yield from _check_told_of_domains(path)
     checked = checked_path(path, special=True)
-    events = codec.new_watch(path)
+    with lock:
+        events = codec.new_watch(path)
     try:
         yield Request(Operation.WATCH, path, xs_wire.pack_strings(checked, events.token.encode("ascii")))
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -23,9 +24,9 @@ ROUNDS = 25
 LONG = 60.0  # seconds; no test comes near it
 
 
-def each(work: Callable[[int, random.Random], object]) -> None:
-    """Run `work(number, chance)` in eight threads at once."""
-    numbers = iter(range(THREADS))
+def each(work: Callable[[int, random.Random], object], threads: int = THREADS) -> None:
+    """Run `work(number, chance)` in so many threads at once."""
+    numbers = iter(range(threads))
     lock = threading.Lock()
 
     def one() -> None:
@@ -33,7 +34,7 @@ def each(work: Callable[[int, random.Random], object]) -> None:
             number = next(numbers)
         work(number, random.Random(number))
 
-    run_together(one, THREADS)
+    run_together(one, threads)
 
 
 def test_sharing(granter: Domain, mapper: Domain) -> None:
@@ -142,6 +143,30 @@ def test_xenstore(granter: Domain) -> None:
         each(work)
         each(lambda number, chance: store.run_transaction(count, attempts=1000, timeout=LONG))
         assert store.read("data/count") == b"8"
+
+
+class _Read(int):
+    """A number that two threads read before one has added to it, where nothing keeps them from that."""
+
+    together = threading.Barrier(2)
+
+    def __add__(self, other: int) -> _Read:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.together.wait(0.2)
+        return _Read(int(self) + other)
+
+
+def test_watches_of_two_threads_are_two(granter: Domain) -> None:
+    """Without a GIL two that began at once had one token, and each other's events."""
+    with granter.xenstore() as store:
+        _Read.together.reset()
+        store._codec._last_token = _Read(0)
+
+        def work(number: int, chance: random.Random) -> None:
+            with store.watch(f"data/t{number}") as watch:
+                assert watch.wait(LONG) == f"data/t{number}"
+
+        each(work, threads=2)
 
 
 def test_a_vchan(granter: Domain, mapper: Domain) -> None:
