@@ -306,9 +306,15 @@ class Back(_Session):
 
 
 def _read_offer(control: Mapped) -> _Offer | None:
-    """None where the page is not a control page, or its front is gone: the ref was another's already."""
+    """None where the page is not a control page, or its front is gone: the ref was another's already.
+
+    And where a back has come before, which was killed: a front that is stopped meanwhile could not tell the two apart,
+    and would go on with what it had the first one hold.
+    """
     mapping = control.mapping
     if mapping[_MAGIC_AT : _MAGIC_AT + 8] != _MAGIC or not _native.load8(mapping, _FRONT_LIVE):
+        return None
+    if _native.load8(mapping, _CAME):
         return None
     return _Offer(*(_native.load32(mapping, at) for at in (_PORT, _RING_REF, _FRONT_NUMBER)))
 
