@@ -100,7 +100,12 @@ class Side(Link):
     def session(self) -> None:
         life = _life_of(self._store, self.peer)
         if life is not None:
-            self.meet(life)
+            try:
+                self.meet(life)
+            except AssertionError:
+                # Where this domain was destroyed, pages that it had or mapped are emptied: InterfaceUnavailable then.
+                _life_of(self._store, self.peer)
+                raise
 
     def meet(self, life: str) -> None:
         """As `session`, with the peer whose node `life` is."""
