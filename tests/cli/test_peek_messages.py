@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xengrant.abi.xs_wire import HEADER_SIZE, Operation, pack_message
@@ -10,6 +10,8 @@ from xengrant.cli.peek.messages import find_messages
 
 READ = pack_message(Operation.READ, 1, 0, b"domid\0")
 LONG = pack_message(Operation.WRITE, 2, 0, b"data/key\0" + b"v" * 3000)
+CUT = pack_message(Operation.CONTROL, 1, 0, b"aaa\0")  # its length, from there on, is an operation's number
+SWALLOWED = pack_message(Operation.CONTROL, 36, 0, b"aaaaaaa\0")  # and 36 bytes on is where another message ends
 
 # As they are: text that ends with NUL. Any bytes can be made to look like messages.
 payloads = st.lists(st.sampled_from(b"abc/"), min_size=1, max_size=40).map(lambda text: bytes(text) + b"\0")
@@ -21,6 +23,7 @@ def ids(tail: bytes) -> list[int]:
 
 
 @given(st.lists(messages, max_size=20), st.integers(0, 600))
+@example([CUT, SWALLOWED, CUT], 1)
 def test_every_whole_message_is_found_wherever_the_bytes_begin(stream: list[bytes], cut: int) -> None:
     tail = b"".join(stream)[cut:]
     left = list(stream)

@@ -30,15 +30,13 @@ class SeenMessage(NamedTuple):
 def find_messages(tail: bytes) -> list[SeenMessage]:
     """The messages that `tail` ends with, as many as can be told.
 
-    The stream is read from each byte on until one is met from which on it is nothing but messages, the last of which
-    ends where the bytes do; where there is none, the last may be one that is still being written.
+    The stream is read from each byte on: some are nothing but messages from there, the last of which ends where the
+    bytes do; where none is, the last may be one that is still being written. Bytes before the first whole message can
+    look like one that has others in it, so the most messages are right, and of as many those that begin last.
     """
-    for partly in (False, True):
-        for start in range(len(tail) - xs_wire.HEADER_SIZE + 1):
-            found = _messages_from(tail, start)
-            if found and (partly or found[-1].end == len(tail)):
-                return found
-    return []
+    streams = [_messages_from(tail, start) for start in range(len(tail) - xs_wire.HEADER_SIZE + 1)]
+    ending = [found for found in streams if found and found[-1].end == len(tail)]
+    return max(reversed(ending or streams), key=len, default=[])
 
 
 def _messages_from(tail: bytes, start: int) -> list[SeenMessage]:
